@@ -1,0 +1,803 @@
+"""Normalization layers from scratch, as drop-in replacements for Keras's.
+
+Two maps own every gradient derived by hand; the layers above them say only which axes are averaged.
+
+* `standardize`: batch, layer, group, instance and RMS normalization.
+* `weight_normalize`: weight normalization.
+
+Both backward passes are one idea: take out of the incoming gradient what the output cannot express (a shift, a
+change of length), then rescale. The symbols, here and everywhere in the project:
+
+    x, y            input and output of a layer
+    mean, variance  over the averaged axes;  inv_std = 1 / sqrt(variance + epsilon)
+    x_hat           (x - mean) * inv_std;    y = gamma * x_hat + beta
+    v, g            direction and length of a weight vector;  w = g * v / |v|
+    dx, dy, ...     gradient of the loss with respect to x, y, ...
+
+Decisions, each stated once and tested:
+
+* the variance is two-pass and biased (divided by N), and epsilon stands inside the root;
+* statistics are computed in float32 at least, whatever the dtype of the input;
+* the mean is corrected once by the mean of the deviations, so that offsets of a million standard deviations
+  leave float32 statistics right;
+* `momentum` is the weight of the old value; statistics that are not finite (an empty batch, a NaN) are not
+  averaged in;
+* gradients are right to every order: the backward pass has a derivative of its own.
+"""
+
+import functools
+import math
+import operator
+
+import keras
+import tensorflow as tf
+
+__all__ = [
+    "BatchNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+    "WeightNormalization",
+    "standardize",
+    "weight_normalize",
+]
+
+# Below this many elements the launch of a compiled kernel costs more than it saves.
+COMPILE_FROM = 32_768
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Normalizing maps
+# --------------------------------------------------------------------------------------------------------------
+
+
+def standardize(
+    x, axes, epsilon, center=True, gamma=None, beta=None, *, groups=None, weights=None, all_reduce=None
+):
+    r"""Standardize over `axes`, then scale and shift: the map under every layer but weight normalization.
+
+    $$ y = \gamma \hat x + \beta, \quad \hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon} $$
+    $$ dx = \frac{1}{\sqrt{\sigma^2 + \epsilon}}
+            \bigl( d - \overline{d} - \hat x \, \overline{d \hat x} \bigr), \quad d = \gamma \, dy $$
+
+    The bar is the mean over the averaged set. Without centring (RMS) the mean is 0 and its term drops.
+
+    Shapes: `x` any rank; `gamma`, `beta` and `weights` of x's rank, broadcastable to it; `mean` and `variance` of
+        x's rank, with the averaged axes kept at size 1.
+
+    Args:
+        x: floating-point tensor.
+        axes: tuple of non-negative ints, the averaged axes.
+        epsilon: added to the variance, in the squared unit of x.
+        center: whether the mean is taken out. Default True.
+        gamma, beta: scale and shift. Default None: 1 and 0.
+        groups: (axis, number): channels along the axis are averaged within each group too. Default None.
+        weights: 1 where an element counts in the statistics, 0 where it does not. Default None: all count.
+        all_reduce: function that sums a tensor over all replicas. Default None: one replica.
+
+    Returns:
+        `(y, mean, variance)`: y in x's dtype, the statistics in at least float32. No gradient flows through the
+        two statistics themselves; y's gradient accounts for them.
+
+    Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), Algorithm 1 and the gradients below it.
+    """
+    settings = dict(axes=tuple(axes), epsilon=float(epsilon), center=center, groups=groups)
+    settings |= dict(scale=gamma is not None, shift=beta is not None)
+    if weights is None and all_reduce is None:
+        run = functools.partial(_run, **settings)
+    else:  # a mask or a reduction over replicas belongs to this call, so nothing is compiled ahead
+        settings |= dict(weights=weights, all_reduce=all_reduce)
+        run = lambda kernel, *tensors: kernel(*tensors, **settings)  # noqa: E731
+
+    @tf.custom_gradient
+    def forward(x, *parameters):
+        y, *statistics = run(_standardize, x, *parameters)
+
+        def grad(dy, *_):
+            return backward(dy, *statistics, x, *parameters)
+
+        return (y, *statistics), grad
+
+    @tf.custom_gradient
+    def backward(dy, *statistics_and_inputs):
+        statistics, inputs = statistics_and_inputs[:3], statistics_and_inputs[3:]
+
+        def grad(*second):
+            # The derivative of the same formula, with the statistics again functions of x.
+            with tf.GradientTape() as tape:
+                tape.watch((dy, inputs))
+                _, *statistics = _standardize(*inputs, **settings)
+                first = _standardize_gradients(dy, *statistics, *inputs, **settings)
+            of_dy, of_inputs = tape.gradient(first, (dy, inputs), second, "zero")
+            return of_dy, None, None, None, *of_inputs
+
+        return run(_standardize_gradients, dy, *statistics, *inputs), grad
+
+    y, shift, residue, variance = forward(x, *(p for p in (gamma, beta) if p is not None))
+    return y, tf.stop_gradient(shift + residue), tf.stop_gradient(variance)
+
+
+def _standardize(x, *parameters, axes, epsilon, center, groups, scale, shift, weights=None, all_reduce=None):
+    """The forward kernel: y and the statistics, the mean in two parts whose sum is more exact than a float."""
+    total, count = _totals(x, axes, groups, weights, all_reduce)
+    x_wide = _widen(x)
+    origin = total(x_wide) / count if center else tf.zeros([1] * x.shape.rank, x_wide.dtype)
+    deviation = x_wide - origin
+    residue = total(deviation) / count if center else tf.zeros_like(origin)
+    variance = tf.maximum(total(tf.square(deviation)) / count - tf.square(residue), 0.0)
+    y = (deviation - residue) * tf.math.rsqrt(variance + epsilon)
+    y = y * _widen(parameters[0]) if scale else y
+    y = y + _widen(parameters[-1]) if shift else y
+    return tf.cast(y, x.dtype), origin, residue, variance
+
+
+def _standardize_gradients(
+    dy,
+    origin,
+    residue,
+    variance,
+    x,
+    *parameters,
+    axes,
+    epsilon,
+    center,
+    groups,
+    scale,
+    shift,
+    weights=None,
+    all_reduce=None,
+):
+    """The backward kernel: dx, then dgamma and dbeta if there are such. Only x and statistics were kept."""
+    total, count = _totals(x, axes, groups, weights, all_reduce)
+    inv_std = tf.math.rsqrt(variance + epsilon)
+    x_hat = (_widen(x) - origin - residue) * inv_std
+    dy = _widen(dy)
+    gamma = _widen(parameters[0]) if scale else 1.0
+
+    # What the output cannot express: a shift of the averaged set, and a change of its length.
+    d = gamma * dy
+    along_one = total(d) / count if center else 0.0
+    along_x_hat = total(tf.math.multiply_no_nan(x_hat, d)) / count
+    dx = inv_std * (d - _share(along_one, weights) - _share(x_hat * along_x_hat, weights))
+
+    gradients = [tf.cast(dx, x.dtype)]
+    if scale:
+        gradients.append(_sum_like(tf.math.multiply_no_nan(x_hat, dy), parameters[0]))
+    if shift:
+        gradients.append(_sum_like(dy, parameters[-1]))
+    return gradients
+
+
+def _totals(x, axes, groups, weights, all_reduce):
+    """The sum over the averaged set, as a function, and the number of elements in the set."""
+
+    def total(t):
+        if weights is not None:
+            t = tf.where(weights > 0, t, 0.0)
+        t = tf.reduce_sum(t, axes, keepdims=True)
+        if groups is not None:
+            t = _pool(t, *groups)
+        return t if all_reduce is None else all_reduce(t)
+
+    if weights is None and all_reduce is None:
+        sizes = [x.shape[axis] for axis in axes]
+        per_group = x.shape[groups[0]] // groups[1] if groups else 1
+        if None not in sizes:
+            return total, float(math.prod(sizes) * per_group)
+    count = total(tf.ones_like(x, _wide(x.dtype)))
+    return total, tf.maximum(count, 1.0)
+
+
+def _share(t, weights):
+    """An element's share of a mean: nothing where it did not count."""
+    return t if weights is None else tf.where(weights > 0, t, 0.0)
+
+
+def _pool(t, axis, groups):
+    """Sum the channels of each group, and give every channel its group's sum."""
+    split = tf.concat([tf.shape(t)[:axis], [groups, t.shape[axis] // groups], tf.shape(t)[axis + 1 :]], 0)
+    sums = tf.reduce_sum(tf.reshape(t, split), axis + 1, keepdims=True)
+    return tf.reshape(tf.broadcast_to(sums, split), tf.shape(t))
+
+
+def _sum_like(t, parameter):
+    """Sum over the axes along which the parameter was broadcast."""
+    axes = [axis for axis, size in enumerate(parameter.shape) if size == 1]
+    return tf.cast(tf.reduce_sum(t, axes, keepdims=True), parameter.dtype)
+
+
+def _wide(dtype):
+    return tf.float64 if dtype == tf.float64 else tf.float32
+
+
+def _widen(t):
+    return tf.cast(t, _wide(t.dtype))
+
+
+def _run(kernel, *tensors, **settings):
+    """Run a kernel compiled where it is large, operation by operation where it is small."""
+    x = tensors[0]
+    compiled, plain = _compiled(kernel, **settings), functools.partial(kernel, **settings)
+    if x.shape.is_fully_defined():
+        return (compiled if x.shape.num_elements() >= COMPILE_FROM else plain)(*tensors)
+    return tf.cond(tf.size(x) >= COMPILE_FROM, lambda: compiled(*tensors), lambda: plain(*tensors))
+
+
+@functools.cache
+def _compiled(kernel, **settings):
+    return tf.function(functools.partial(kernel, **settings), jit_compile=True, autograph=False)
+
+
+def weight_normalize(v, g, axes):
+    r"""Give each weight vector of v the length g: the map under `WeightNormalization`.
+
+    $$ w = g \, u, \quad u = v / |v|, \qquad
+       dv = \frac{g}{|v|} \bigl( dw - u \langle u, dw \rangle \bigr), \quad dg = \langle u, dw \rangle $$
+
+    Shapes: v any; g of v's rank, with the averaged axes at size 1; w like v.
+
+    Args:
+        v: floating-point tensor, the directions.
+        g: floating-point tensor, the lengths, in w's unit.
+        axes: tuple of non-negative ints: the axes that make up one weight vector.
+
+    Returns:
+        w in v's dtype. A vector of length zero has no direction: its w and its dv are zero, never NaN.
+
+    Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
+    """
+
+    def unit(v):
+        length = tf.sqrt(tf.reduce_sum(tf.square(v), axes, keepdims=True))
+        inverse = tf.math.reciprocal_no_nan(length)
+        return v * inverse, inverse
+
+    def first(dw, v, g):
+        u, inverse = unit(v)
+        dg = tf.reduce_sum(u * dw, axes, keepdims=True)
+        return g * inverse * (dw - u * dg), dg
+
+    @tf.custom_gradient
+    def forward(v, g):
+        return g * unit(v)[0], lambda dw: backward(dw, v, g)
+
+    @tf.custom_gradient
+    def backward(dw, v, g):
+        def grad(*second):
+            with tf.GradientTape() as tape:
+                tape.watch((dw, v, g))
+                gradients = first(dw, v, g)
+            return tape.gradient(gradients, (dw, v, g), second, "zero")
+
+        return first(dw, v, g), grad
+
+    return tf.cast(forward(_widen(v), _widen(g)), v.dtype)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Layers
+# --------------------------------------------------------------------------------------------------------------
+
+
+class _Normalization(keras.layers.Layer):
+    """What the layers share: gamma and beta, their options, the configuration, the error messages.
+
+    A layer says which axes carry parameters (`_feature_axes`) and which are averaged (`_reduction_axes`).
+    """
+
+    _config = ("axis", "epsilon", "center", "scale")
+    _kinds = {
+        "initializer": keras.initializers,
+        "regularizer": keras.regularizers,
+        "constraint": keras.constraints,
+    }
+    _parts = tuple(f"{name}_{kind}" for kind in _kinds for name in ("beta", "gamma"))
+
+    def __init__(
+        self,
+        axis=-1,
+        epsilon=1e-3,
+        center=True,
+        scale=True,
+        beta_initializer="zeros",
+        gamma_initializer="ones",
+        beta_regularizer=None,
+        gamma_regularizer=None,
+        beta_constraint=None,
+        gamma_constraint=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.axis = axis
+        self.epsilon = _number("epsilon", epsilon, 0.0)
+        self.center = center
+        self.scale = scale
+        given = (
+            beta_initializer,
+            gamma_initializer,
+            beta_regularizer,
+            gamma_regularizer,
+            beta_constraint,
+            gamma_constraint,
+        )
+        for part, value in zip(_Normalization._parts, given, strict=True):
+            self._set_part(part, value)
+        self.gamma = self.beta = None
+        self.supports_masking = True
+        self.autocast = False
+
+    def _set_part(self, part, value):
+        setattr(self, part, self._kinds[part.rpartition("_")[2]].get(value))
+
+    def _feature_axes(self, shape):
+        """The axes that carry gamma and beta, ascending and non-negative."""
+        axes = self.axis if isinstance(self.axis, (list, tuple)) else [self.axis]
+        for axis in axes:
+            if not -len(shape) <= axis < len(shape):
+                raise ValueError(
+                    f"Axis {axis} is out of bounds for input shape {tuple(shape)}. Received: axis={self.axis}"
+                )
+        features = sorted(axis % len(shape) for axis in axes)
+        if len(set(features)) < len(features):
+            raise ValueError(
+                f"Expected each axis once. Received: axis={self.axis} for input shape {tuple(shape)}"
+            )
+        for axis in features:
+            if shape[axis] is None:
+                raise ValueError(
+                    f"Axis {axis} of input tensor should have a defined dimension but the layer received an input "
+                    f"with shape {tuple(shape)}. Received: axis={self.axis}"
+                )
+        return features
+
+    def _reduction_axes(self, rank):
+        """The averaged axes, ascending and non-negative."""
+        raise NotImplementedError
+
+    def build(self, input_shape):
+        features = self._feature_axes(input_shape)
+        shape = tuple(input_shape[axis] for axis in features)
+        for name, wanted in (("gamma", self.scale), ("beta", self.center)):
+            if wanted:
+                options = {kind: getattr(self, f"{name}_{kind}") for kind in self._kinds}
+                setattr(self, name, self.add_weight(shape=shape, name=name, autocast=False, **options))
+        self._rank = len(input_shape)
+        self.input_spec = keras.layers.InputSpec(ndim=self._rank, axes={a: input_shape[a] for a in features})
+        self._features = features
+        self.built = True
+
+    def _broadcast(self, parameter):
+        """A parameter with the input's rank, so that it lines up with its axes."""
+        if parameter is None:
+            return None
+        shape = [1] * self._rank
+        for axis, size in zip(self._features, parameter.shape, strict=True):
+            shape[axis] = size
+        return tf.reshape(parameter, shape)
+
+    def _standardize(self, x, **options):
+        _check_floating(x)
+        y, mean, variance = standardize(
+            x,
+            self._reduction_axes(self._rank),
+            self.epsilon,
+            gamma=self._broadcast(self.gamma),
+            beta=self._broadcast(self.beta),
+            **options,
+        )
+        return tf.cast(y, self.compute_dtype), mean, variance
+
+    def call(self, inputs):
+        return self._standardize(inputs)[0]
+
+    def compute_output_shape(self, input_shape):
+        self._feature_axes(input_shape)
+        return tuple(input_shape)
+
+    def get_config(self):
+        config = {name: getattr(self, name) for name in self._config}
+        for part in self._parts:
+            config[part] = self._kinds[part.rpartition("_")[2]].serialize(getattr(self, part))
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable("normlib")
+class LayerNormalization(_Normalization):
+    """Standardize each sample over its features (Ba et al. 2016).
+
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, the statistics over `axis`, sample by sample.
+
+    Shapes: input any rank from 2; gamma and beta have the sizes of the normalized axes, in ascending order; output
+        like the input.
+
+    Args:
+        axis: int or list of ints, the normalized axes, which also carry gamma and beta. Default -1.
+        epsilon: added to the variance, in the squared unit of the input. Default 1e-3.
+        center, scale: whether there is a beta, a gamma. Default True.
+        beta_initializer, gamma_initializer: default "zeros", "ones".
+        beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: default None.
+
+    Raises:
+        ValueError: an axis out of bounds, repeated or of unknown size; a negative epsilon.
+        TypeError: an axis that is no int; an input that is not floating-point.
+
+    Reference: arXiv:1607.06450, equation 3.
+    """
+
+    def __init__(self, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **kwargs):
+        if kwargs.pop("rms_scaling", False):
+            raise ValueError("Expected rms_scaling=False; use RMSNormalization. Received: rms_scaling=True")
+        if isinstance(axis, (list, tuple)):
+            axis = [_integer("axis", a) for a in axis]
+        else:
+            axis = _integer("axis", axis)
+        super().__init__(axis, epsilon, center, scale, *parts, **kwargs)
+
+    def _reduction_axes(self, rank):
+        return tuple(self._features)
+
+
+@keras.saving.register_keras_serializable("normlib")
+class BatchNormalization(_Normalization):
+    """Standardize each feature over the batch (Ioffe and Szegedy 2015).
+
+    In training, y = gamma * (x - mean) / sqrt(variance + epsilon) + beta with the statistics of the batch, and
+
+        moving_mean     <- momentum * moving_mean     + (1 - momentum) * mean
+        moving_variance <- momentum * moving_variance + (1 - momentum) * variance
+
+    In inference, and where `trainable` is False, the moving statistics take the place of the batch's.
+
+    Shapes: input any rank from 2; gamma, beta and the moving statistics (size of `axis`,); output like the input.
+
+    Args:
+        axis: int, the feature axis; all others are averaged. Default -1.
+        momentum: weight of the old moving statistics, from 0 to 1. Default 0.99.
+        epsilon: added to the variance, in the squared unit of the input. Default 1e-3.
+        center, scale: whether there is a beta, a gamma. Default True.
+        beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: default "zeros",
+            "ones", "zeros", "ones".
+        beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: default None.
+        synchronized: whether the statistics are those of all replicas together under `tf.distribute`. Default False.
+
+    Call arguments:
+        inputs: floating-point tensor.
+        training: whether the batch's statistics are used, and averaged into the moving ones.
+        mask: tensor with one dimension less than the input, broadcastable to it: where it is False, the element does
+            not count in the statistics.
+
+    Raises:
+        ValueError: an axis out of bounds or of unknown size, a negative epsilon, a momentum outside [0, 1], a mask of
+            the wrong rank, `renorm=True` (batch renormalization is another layer).
+        TypeError: an axis that is no int; an input that is not floating-point.
+
+    Reference: arXiv:1502.03167, Algorithms 1 and 2.
+    """
+
+    _config = (*_Normalization._config, "momentum", "synchronized")
+    _parts = (*_Normalization._parts, "moving_mean_initializer", "moving_variance_initializer")
+
+    def __init__(
+        self,
+        axis=-1,
+        momentum=0.99,
+        epsilon=1e-3,
+        center=True,
+        scale=True,
+        beta_initializer="zeros",
+        gamma_initializer="ones",
+        moving_mean_initializer="zeros",
+        moving_variance_initializer="ones",
+        *parts,
+        synchronized=False,
+        **kwargs,
+    ):
+        if kwargs.pop("renorm", False):
+            raise ValueError(
+                "Expected renorm=False: batch renormalization is not offered. Received: renorm=True"
+            )
+        for name in ("renorm_clipping", "renorm_momentum"):
+            kwargs.pop(name, None)
+        axis = _integer("axis", axis)
+        super().__init__(axis, epsilon, center, scale, beta_initializer, gamma_initializer, *parts, **kwargs)
+        self.autocast = True
+        self.momentum = _number("momentum", momentum, 0.0, 1.0)
+        self.synchronized = bool(synchronized)
+        self._set_part("moving_mean_initializer", moving_mean_initializer)
+        self._set_part("moving_variance_initializer", moving_variance_initializer)
+
+    def _reduction_axes(self, rank):
+        return tuple(axis for axis in range(rank) if axis not in self._features)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        for name in ("moving_mean", "moving_variance"):
+            weight = self.add_weight(
+                shape=(input_shape[self._features[0]],),
+                name=name,
+                initializer=getattr(self, f"{name}_initializer"),
+                trainable=False,
+                autocast=False,
+                aggregation="mean",
+            )
+            setattr(self, name, weight)
+
+    def call(self, inputs, training=None, mask=None):
+        if mask is not None and len(mask.shape) != len(inputs.shape) - 1:
+            raise ValueError(
+                "The mask provided should be one dimension less than the inputs. Received: "
+                f"mask.shape={tuple(mask.shape)}, inputs.shape={tuple(inputs.shape)}"
+            )
+        if not (training and self.trainable):
+            return self._infer(inputs)
+        options = {}
+        if mask is not None:
+            options["weights"] = tf.broadcast_to(tf.cast(mask, "float32")[..., None], tf.shape(inputs))
+        if self.synchronized:
+            options["all_reduce"] = _sum_over_replicas
+        y, mean, variance = self._standardize(inputs, **options)
+        self._average(mean, variance)
+        return y
+
+    def _infer(self, x):
+        _check_floating(x)
+        mean, variance = (_widen(self._broadcast(s)) for s in (self.moving_mean, self.moving_variance))
+        inv_std = tf.math.rsqrt(variance + self.epsilon)
+        y = (_widen(x) - mean) * (
+            inv_std if self.gamma is None else inv_std * _widen(self._broadcast(self.gamma))
+        )
+        y = y if self.beta is None else y + _widen(self._broadcast(self.beta))
+        return tf.cast(y, self.compute_dtype)
+
+    def _average(self, mean, variance):
+        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            old = _widen(tf.convert_to_tensor(moving))
+            new = old * self.momentum + tf.cast(tf.reshape(batch, old.shape), old.dtype) * (
+                1.0 - self.momentum
+            )
+            moving.assign(tf.where(tf.math.is_finite(new), new, old))
+
+
+@keras.saving.register_keras_serializable("normlib")
+class GroupNormalization(_Normalization):
+    """Standardize each sample over all positions and a group of channels (Wu and He 2018).
+
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, gamma and beta one a channel.
+
+    Shapes: input any rank from 2; gamma and beta (size of `axis`,); output like the input.
+
+    Args:
+        groups: int, the number of groups; -1 for one group a channel. Default 32.
+        axis: int, the channel axis. Default -1.
+        epsilon: added to the variance, in the squared unit of the input. Default 1e-3.
+        center, scale, and the initializers, regularizers and constraints of gamma and beta: as in LayerNormalization.
+
+    Raises:
+        ValueError: groups that are not a positive int or -1, or that do not divide the channels; a bad axis.
+        TypeError: an axis that is no int; an input that is not floating-point.
+
+    Reference: arXiv:1803.08494, equation 7.
+    """
+
+    _config = ("groups", *_Normalization._config)
+
+    def __init__(self, groups=32, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **kwargs):
+        if not isinstance(groups, int) or (groups <= 0 and groups != -1):
+            raise ValueError(
+                "Received an invalid value for argument `groups`, expected a positive integer (or `-1` for instance "
+                f"normalization). Received: groups={groups}"
+            )
+        super().__init__(_integer("axis", axis), epsilon, center, scale, *parts, **kwargs)
+        self.groups = groups
+
+    def build(self, input_shape):
+        channel = self._feature_axes(input_shape)[0]
+        channels = input_shape[channel]
+        groups = channels if self.groups == -1 else self.groups
+        if channel == 0:
+            raise ValueError(f"Expected a channel axis other than the batch's. Received: axis={self.axis}")
+        if channels < groups:
+            raise ValueError(
+                f"Number of groups ({groups}) cannot be more than the number of channels ({channels}). "
+                f"Received: groups={self.groups}, input shape {tuple(input_shape)}"
+            )
+        if channels % groups:
+            raise ValueError(
+                f"Expected the groups to divide the channels: group size times groups must be a multiple of the number "
+                f"of channels ({channels}), exactly one. Received: groups={self.groups}, input shape {tuple(input_shape)}"
+            )
+        super().build(input_shape)
+        # One group a channel needs no pooling.
+        self._pooling = None if groups == channels else (channel, groups)
+
+    def _reduction_axes(self, rank):
+        return tuple(axis for axis in range(1, rank) if axis not in self._features)
+
+    def call(self, inputs):
+        return self._standardize(inputs, groups=self._pooling)[0]
+
+
+@keras.saving.register_keras_serializable("normlib")
+class InstanceNormalization(_Normalization):
+    """Standardize each channel of each sample over its positions (Ulyanov et al. 2016).
+
+    The group normalization with one channel a group. Arguments, shapes and errors as there, without `groups`.
+
+    Reference: arXiv:1607.08022, equation 1.
+    """
+
+    def __init__(self, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **kwargs):
+        super().__init__(_integer("axis", axis), epsilon, center, scale, *parts, **kwargs)
+
+    def _reduction_axes(self, rank):
+        return tuple(axis for axis in range(1, rank) if axis not in self._features)
+
+
+@keras.saving.register_keras_serializable("normlib")
+class RMSNormalization(_Normalization):
+    """Divide each sample by the root mean square of its features (Zhang and Sennrich 2019).
+
+    y = scale * x / sqrt(mean(x^2) + epsilon), the mean over `axis`, sample by sample.
+
+    Shapes: input any rank from 2; scale has the sizes of the normalized axes, ascending; output like the input.
+
+    Args:
+        axis: int or list of ints, the normalized axes, which also carry the scale. Default -1.
+        epsilon: added to the mean square, in the squared unit of the input. Default 1e-6.
+
+    Raises: as LayerNormalization.
+
+    Reference: arXiv:1910.07467, equation 4.
+    """
+
+    def __init__(self, axis=-1, epsilon=1e-6, **kwargs):
+        if isinstance(axis, (list, tuple)):
+            axis = [_integer("axis", a) for a in axis]
+        else:
+            axis = _integer("axis", axis)
+        super().__init__(axis, epsilon, center=False, **kwargs)
+        self.supports_masking = False
+        self.autocast = True
+
+    def _reduction_axes(self, rank):
+        return tuple(self._features)
+
+    def call(self, inputs):
+        return self._standardize(inputs, center=False)[0]
+
+
+def _number(name, value, low, high=math.inf):
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not low <= number <= high or math.isinf(number):
+        raise ValueError(
+            f"Expected a number from {low:g} to {high:g} for `{name}`. Received: {name}={value!r}"
+        )
+    return number
+
+
+def _integer(name, value):
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"Expected an int or a list/tuple of ints for the argument '{name}'. Received: {value!r}"
+        ) from None
+
+
+def _check_floating(x):
+    if not x.dtype.is_floating:
+        raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}")
+
+
+def _sum_over_replicas(t):
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        raise RuntimeError(
+            "Expected a synchronized layer to be called in a replica. Received: cross-replica context"
+        )
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, t)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Weight reparameterization
+# --------------------------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("normlib")
+class WeightNormalization(keras.layers.Wrapper):
+    """Train a layer's kernel as lengths times directions, w = g * v / |v| (Salimans and Kingma 2016).
+
+    One g and one norm per output unit. The wrapped layer's own kernel is v; g starts at |v|, so that wrapping changes
+    nothing until the first update. A regularizer or constraint of the wrapped layer acts on v.
+
+    Shapes: those of the wrapped layer; g has the size of the kernel's output axes.
+
+    Args:
+        layer: a Keras layer with a kernel: Dense, EinsumDense, a convolution (transposed, depthwise, separable too).
+
+    Raises:
+        ValueError: a layer without a kernel, such as Embedding.
+
+    Reference: arXiv:1602.07868, equation 2.
+    """
+
+    def __init__(self, layer, **kwargs):
+        super().__init__(layer, **kwargs)
+        if isinstance(layer, keras.layers.Embedding) or not (
+            hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel") or not layer.built
+        ):
+            raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
+
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        self._kernels = [
+            (v, axes, self._add_length(name.replace("kernel", "g"), v, axes))
+            for name, v, axes in _kernels(self.layer)
+        ]
+
+    def _add_length(self, name, v, axes):
+        shape = tuple(size for axis, size in enumerate(v.shape) if axis not in axes)
+        length = tf.sqrt(tf.reduce_sum(tf.square(tf.convert_to_tensor(v)), axes))
+        g = self.add_weight(shape=shape, name=name, initializer=lambda *_, **__: length, dtype=v.dtype)
+        return g
+
+    def kernels(self):
+        """The kernels w that the wrapped layer computes with, one for each v."""
+        return [
+            weight_normalize(tf.convert_to_tensor(v), _keep(tf.convert_to_tensor(g), axes), axes)
+            for v, axes, g in self._kernels
+        ]
+
+    def call(self, inputs, **kwargs):
+        computed = dict(zip((id(v) for v, _, _ in self._kernels), self.kernels(), strict=True))
+        trainable = [computed.get(id(v), v) for v in self.layer.trainable_variables]
+        fixed = [computed.get(id(v), v) for v in self.layer.non_trainable_variables]
+        return self.layer.stateless_call(trainable, fixed, inputs, **kwargs)[0]
+
+    def compute_output_shape(self, input_shape):
+        return self.layer.compute_output_shape(input_shape)
+
+    def remove(self):
+        """Fold g and v back into the wrapped layer's kernel, and return that plain layer."""
+        for (v, _, _), w in zip(self._kernels, self.kernels(), strict=True):
+            v.assign(w)
+        return self.layer
+
+
+def _keep(g, axes):
+    """g with size 1 along the axes of one weight vector."""
+    for axis in sorted(axes):
+        g = tf.expand_dims(g, axis)
+    return g
+
+
+def _kernels(layer):
+    """A layer's kernels as (name, variable, the axes of one weight vector)."""
+    found = []
+    for name in ("depthwise_kernel", "pointwise_kernel", "kernel"):
+        if isinstance(v := getattr(layer, name, None), keras.Variable):
+            found.append((name, v, _vector_axes(layer, name, v)))
+    if not found:
+        raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
+    return found
+
+
+def _vector_axes(layer, name, kernel):
+    """The kernel's axes that are summed over for one output unit: all but its output axes."""
+    rank = len(kernel.shape)
+    if isinstance(layer, keras.layers.EinsumDense):
+        operands, output = layer.equation.split("->")
+        return tuple(a for a, label in enumerate(operands.split(",")[1]) if label not in output)
+    transposed = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+    depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+    if isinstance(layer, transposed):
+        outputs = {rank - 2}
+    elif name == "depthwise_kernel" or isinstance(layer, depthwise):
+        outputs = {rank - 2, rank - 1}
+    else:
+        outputs = {rank - 1}
+    return tuple(axis for axis in range(rank) if axis not in outputs)

@@ -1,0 +1,16 @@
+"""What the notebooks share: data, network, training, equivalence, statistics, presentation.
+
+Importing this package fixes the process: one thread, deterministic kernels, quiet logs. Results are then the same
+bits from run to run on one machine type; the thread count changes them, so it is not left to chance.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import tensorflow as tf
+
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
+tf.config.experimental.enable_op_determinism()
