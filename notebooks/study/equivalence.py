@@ -1,0 +1,109 @@
+"""Is a layer the same as another? A candidate against a reference: outputs, gradients, paired training."""
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from study import network
+
+
+def layer_differences(candidate, reference, options=(), shape=(100, 28, 28, 30), dtype="float32", seed=2612):
+    """Call both layers once, in training mode, on the same input with the same weights.
+
+    Args:
+        candidate, reference: import paths of the two layers, or of two wrappers of layers with a kernel.
+        options: their arguments, as (name, value) pairs.
+        shape: of the input, the batch first.
+        dtype: "float32" or "float64".
+        seed: fixes input, weights and the incoming gradient.
+
+    Returns:
+        DataFrame with one row for each of output, dx, the parameters' gradients and the moving statistics:
+        `difference` is the largest absolute difference, `relative` the same in units of the largest absolute value
+        of the reference, `units` in units of the last place of that value.
+    """
+    rng = np.random.default_rng(seed)
+    x, dy = (tf.constant(rng.normal(size=shape), dtype) for _ in range(2))
+    weights, results = None, []
+    for path in (reference, candidate):
+        layer = network.resolve(path)(**dict(options), dtype=dtype)
+        layer.build(shape)
+        weights = weights or [rng.uniform(0.5, 1.5, size=w.shape) for w in layer.get_weights()]
+        layer.set_weights(weights)
+        results.append(_call(layer, x, dy))
+    rows = []
+    for name, of_reference in results[0].items():
+        difference = float(np.max(np.abs(results[1][name] - of_reference)))
+        scale = float(np.max(np.abs(of_reference)))
+        rows.append(
+            {
+                "quantity": name,
+                "difference": difference,
+                "relative": difference / scale if scale else difference,
+                "units": difference / float(np.spacing(np.asarray(scale, dtype))),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _call(layer, x, dy):
+    """Output, gradients and moving statistics of one call in training mode, by name."""
+    takes_training = "training" in layer.call.__code__.co_varnames
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True) if takes_training else layer(x)
+    variables = layer.trainable_variables
+    gradients = tape.gradient(y, [x, *(getattr(v, "value", v) for v in variables)], dy)
+    named = {"y": y, "dx": gradients[0]}
+    named |= {f"d{v.name}": g for v, g in zip(variables, gradients[1:], strict=True)}
+    named |= {v.name: v for v in layer.non_trainable_variables}
+    return {name: np.asarray(value, "float64") for name, value in named.items()}
+
+
+def drift(candidate, reference):
+    """How the normalization's parameters of two runs part, step by step.
+
+    Args:
+        candidate, reference: two Histories with a trace, of the same parameters.
+
+    Returns:
+        DataFrame with columns step (from 1), parameter (such as "norm_0/gamma"), mean (the mean of candidate minus
+        reference over the parameter's elements), largest (the largest absolute difference) and motion (the largest
+        absolute distance of the reference from its value after the first step).
+
+    Raises:
+        ValueError: the two traces do not hold the same parameters.
+    """
+    if set(candidate.trace) != set(reference.trace) or not candidate.trace:
+        raise ValueError(
+            "Expected two traces of the same parameters. "
+            f"Received: {sorted(candidate.trace)} and {sorted(reference.trace)}"
+        )
+    frames = []
+    for name, of_reference in reference.trace.items():
+        difference = candidate.trace[name].astype("float64") - of_reference
+        frames.append(
+            pd.DataFrame(
+                {
+                    "step": np.arange(1, len(difference) + 1),
+                    "parameter": name,
+                    "mean": difference.mean(axis=1),
+                    "largest": np.abs(difference).max(axis=1),
+                    "motion": np.abs(of_reference - of_reference[0]).max(axis=1),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def largest_weight_difference(candidate, reference):
+    """The largest absolute difference between all weights of two runs at their end.
+
+    The weights are paired by shape and order within a shape, so that two frameworks' names need not agree.
+    """
+    pairs = zip(_by_shape(candidate.weights), _by_shape(reference.weights), strict=True)
+    return max(float(np.max(np.abs(a.astype("float64") - b))) for a, b in pairs)
+
+
+def _by_shape(weights):
+    return sorted(weights.values(), key=lambda w: w.shape)

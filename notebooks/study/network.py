@@ -1,0 +1,135 @@
+"""The study's network: one small CNN, with the normalization passed in.
+
+Conv 5x5, 30 filters, 'same' -> [norm] -> ReLU -> MaxPool 2x2 -> Flatten -> Dense 100 -> [norm] -> ReLU -> Dense 10.
+"""
+
+import importlib
+
+import keras
+import numpy as np
+
+FILTERS, HIDDEN, CLASSES = 30, 100, 10
+INITIAL_STD = 0.1
+
+# The study's methods: the layer and its arguments, own and TensorFlow's. One epsilon for all.
+_BATCH = (("epsilon", 1e-5), ("momentum", 0.9))
+_IMAGE = (("axis", (1, 2, 3)), ("epsilon", 1e-5))
+METHODS = {
+    "none": {},
+    "BN": {"norm": "normlib:BatchNormalization", "options": _BATCH},
+    "LN": {"norm": "normlib:LayerNormalization", "options": _IMAGE},
+    "WN": {"norm": "normlib:WeightNormalization"},
+}
+REFERENCES = {
+    "BN": {"norm": "keras.layers:BatchNormalization", "options": _BATCH},
+    "LN": {"norm": "keras.layers:LayerNormalization", "options": _IMAGE},
+    "WN": {
+        "norm": "tensorflow_probability.python.layers.weight_norm:WeightNorm",
+        "options": (("data_init", False),),
+    },
+}
+
+
+def resolve(path):
+    """The class that an import path names.
+
+    Args:
+        path: "module:Class", such as "normlib:BatchNormalization" or "keras.layers:BatchNormalization".
+
+    Raises:
+        ValueError: no such form, module or class.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"Expected an import path 'module:Class' ({error}). Received: {path!r}") from error
+
+
+def build(input_shape, norm=None, options=(), seed=2612, dtype="float32", nudge=0):
+    """Build the network with its initial weights.
+
+    The weights come from one stream of random numbers for each layer, fixed by the seed alone: every normalization
+    starts from the same weights.
+
+    Args:
+        input_shape: (height, width, channels).
+        norm: import path of the normalization layer, or of a wrapper of layers with a kernel; None for none.
+        options: the layer's arguments, as (name, value) pairs. `axis` is that of the images; on the flat features
+            it is -1.
+        seed: fixes the initial weights, normal with mean 0 and standard deviation 0.1; biases are 0.
+        dtype: "float32" or "float64", of weights and activations.
+        nudge: if k > 0, the k-th weight of the convolution is moved by one unit in the last place.
+
+    Returns:
+        A Keras `Sequential` model (of Keras 2 if the norm is made for that), built, that gives logits.
+    """
+    norm_class = resolve(norm) if norm else None
+    framework = _framework(norm_class)
+    layers = framework.layers
+    wraps = norm_class is not None and issubclass(norm_class, layers.Wrapper)
+
+    def with_kernel(cls, index, *args, **kwargs):
+        layer = cls(*args, kernel_initializer=_initial(seed, index, nudge), dtype=dtype, **kwargs)
+        # The last layer gives the logits; a normalization there would fix their scale.
+        wrapped = wraps and index < 2
+        return norm_class(layer, dtype=dtype, name=f"norm_{index}", **dict(options)) if wrapped else layer
+
+    def normalized(index, rank):
+        if norm_class is None or wraps:
+            return []
+        arguments = dict(options)
+        if rank == 2 and "axis" in arguments:
+            arguments["axis"] = -1
+        return [norm_class(**arguments, dtype=dtype, name=f"norm_{index}")]
+
+    model = framework.Sequential(
+        [
+            layers.InputLayer(input_shape),
+            with_kernel(layers.Conv2D, 0, FILTERS, 5, padding="same", name="conv"),
+            *normalized(0, rank=4),
+            layers.ReLU(dtype=dtype),
+            layers.MaxPooling2D(dtype=dtype),
+            layers.Flatten(dtype=dtype),
+            with_kernel(layers.Dense, 1, HIDDEN, name="hidden"),
+            *normalized(1, rank=2),
+            layers.ReLU(dtype=dtype),
+            with_kernel(layers.Dense, 2, CLASSES, name="logits"),
+        ]
+    )
+    return model
+
+
+def norm_variables(model):
+    """The trainable variables that belong to the normalization, by name such as "norm_0/gamma"."""
+    found = {}
+    for layer in model.layers:
+        if layer.name.startswith("norm_"):
+            for variable in layer.trainable_variables:
+                name = variable.name.split("/")[-1].split(":")[0]
+                if name != "bias":  # a wrapped layer's own
+                    found[f"{layer.name}/{name}"] = variable
+    return found
+
+
+def _framework(norm_class):
+    """Keras, or the Keras 2 that layers made for it need."""
+    if norm_class is None or issubclass(norm_class, keras.layers.Layer):
+        return keras
+    import tf_keras
+
+    if not issubclass(norm_class, tf_keras.layers.Layer):
+        raise ValueError(f"Expected a Keras layer. Received: {norm_class!r}")
+    return tf_keras
+
+
+def _initial(seed, index, nudge):
+    def initializer(shape, dtype=None, **_):
+        stream = np.random.default_rng(np.random.SeedSequence([seed, index]))
+        weights = stream.normal(0.0, INITIAL_STD, shape).astype("float32")
+        if index == 0 and nudge:
+            flat = weights.reshape(-1)
+            flat[nudge - 1] = np.nextafter(flat[nudge - 1], np.float32(np.inf))
+        return keras.ops.convert_to_tensor(weights.astype(str(dtype or "float32").replace("<dtype: '", "").strip("'>")))
+
+    return initializer
