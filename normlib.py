@@ -45,8 +45,6 @@ __all__ = [
 
 # Below this many elements the launch of a compiled kernel costs more than it saves.
 COMPILE_FROM = 32_768
-# From this length a plain sum of a row is more exact than a product with ones.
-LONG_ROW = 4_096
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -124,22 +122,37 @@ def _standardize(x, *parameters, axes, epsilon, center, groups, scale, shift, we
     """The forward kernel: y and the statistics, the mean in two parts whose sum is more exact than a float."""
     combine, count = _averaging(x, axes, groups, weights, all_reduce)
 
-    def mean_of(t):
-        return combine(_sum(t if weights is None else tf.where(weights > 0, t, 0.0), axes)) / count
+    def mean_of(t, product=False):
+        return combine(_sum(t if weights is None else tf.where(weights > 0, t, 0.0), axes, product)) / count
 
     x_wide = _widen(x)
-    origin = mean_of(x_wide) if center else tf.zeros([1] * x.shape.rank, x_wide.dtype)
-    deviation = x_wide - origin
-    residue = mean_of(deviation) if center else tf.zeros_like(origin)
-    variance = tf.maximum(mean_of(tf.square(deviation)) - tf.square(residue), 0.0)
-    y = (deviation - residue) * tf.math.rsqrt(variance + epsilon)
+    origin = residue = tf.zeros([1] * x.shape.rank, x_wide.dtype)
+    if center:
+        alone = weights is None and all_reduce is None
+        origin = tf.stop_gradient(_any_element(x_wide, axes, groups) if alone else mean_of(x_wide))
+        residue = mean_of(x_wide - origin)
+    deviation = (x_wide - origin) - residue
+    variance = mean_of(tf.square(deviation), product=True)
+    y = deviation * tf.math.rsqrt(variance + epsilon)
     y = y * _widen(parameters[0]) if scale else y
     y = y + _widen(parameters[-1]) if shift else y
     return tf.cast(y, x.dtype), origin, residue, variance
 
 
 def _standardize_gradients(
-    dy, origin, residue, variance, x, *parameters, axes, epsilon, center, groups, scale, shift, weights=None,
+    dy,
+    origin,
+    residue,
+    variance,
+    x,
+    *parameters,
+    axes,
+    epsilon,
+    center,
+    groups,
+    scale,
+    shift,
+    weights=None,
     all_reduce=None,
 ):
     """The backward kernel: dx, then dgamma and dbeta if there are such. Only x and the statistics were kept."""
@@ -153,11 +166,13 @@ def _standardize_gradients(
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
     if all(gamma.shape[axis] == 1 for axis in axes):
-        sum_dy, sum_dy_x_hat = _sum(dy, axes), _sum(dy_x_hat, axes)
+        sum_dy, sum_dy_x_hat = _sum(dy, axes), _sum(dy_x_hat, axes, product=True)
         along_one, along_x_hat = combine(gamma * sum_dy) / count, combine(gamma * sum_dy_x_hat) / count
     else:
         sum_dy, sum_dy_x_hat = dy, dy_x_hat
-        along_one, along_x_hat = (combine(_sum(gamma * t, axes)) / count for t in (dy, dy_x_hat))
+        along_one, along_x_hat = (
+            combine(_sum(gamma * t, axes, product=True)) / count for t in (dy, dy_x_hat)
+        )
     inexpressible = along_one + x_hat * along_x_hat if center else x_hat * along_x_hat
     if weights is not None:
         inexpressible = tf.where(weights > 0, inexpressible, 0.0)
@@ -185,25 +200,38 @@ def _averaging(x, axes, groups, weights, all_reduce):
     return combine, tf.maximum(combine(tf.reduce_sum(counted, axes, keepdims=True)), 1.0)
 
 
-def _pool(sums, axis, groups):
-    """Sum the channels of each group, and give every channel its group's sum."""
-    shape = tf.shape(sums)
-    split = tf.concat([shape[:axis], [groups, sums.shape[axis] // groups], shape[axis + 1 :]], 0)
-    pooled = tf.reduce_sum(tf.reshape(sums, split), axis + 1, keepdims=True)
+def _any_element(x, axes, groups):
+    """One element of each averaged set, and 0 of an empty one.
+
+    Deviations from it are about as small as those from the mean, and it costs no pass over the input. What is computed
+    from them does not depend on it.
+    """
+    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.shape.rank))]
+    first = tf.reduce_sum(first, axes, keepdims=True)
+    return first if groups is None else _pool(first, *groups, tf.reduce_max)
+
+
+def _pool(t, axis, groups, reduce=tf.reduce_sum):
+    """Reduce over the channels of each group, and give every channel its group's result."""
+    shape = tf.shape(t)
+    split = tf.concat([shape[:axis], [groups, t.shape[axis] // groups], shape[axis + 1 :]], 0)
+    pooled = reduce(tf.reshape(t, split), axis + 1, keepdims=True)
     return tf.reshape(tf.broadcast_to(pooled, split), shape)
 
 
-def _sum(t, axes):
-    """Sum over the axes, in the form that XLA's CPU compiler runs fastest.
+def _sum(t, axes, product=False):
+    """Sum over the axes; of a product, in the form that XLA's CPU compiler vectorizes.
 
-    Short rows are a product with ones. Elsewhere XLA vectorizes a sum only if the summed expression does not end in
-    a product (and a few others): the maximum with -inf changes no value and ends it otherwise.
+    It gives a sum to its fast kernel only if the summed expression does not end in a multiplication. The maximum with
+    -inf ends it otherwise and changes no value. Sums along rows of middling length are fastest as a product with ones;
+    along long ones a plain sum is more exact.
     """
-    if not axes:
-        return t
-    if axes == (t.shape.rank - 1,) and (t.shape[-1] or LONG_ROW) < LONG_ROW:
-        return tf.matmul(t, tf.ones([t.shape[-1], 1], t.dtype))
-    return tf.reduce_sum(tf.maximum(t, -math.inf), axes, keepdims=True)
+    if axes == (t.shape.rank - 1,):
+        if 64 <= (t.shape[-1] or 0) <= 4096:
+            return tf.matmul(t, tf.ones([t.shape[-1], 1], t.dtype))
+    elif product:
+        t = tf.maximum(t, -math.inf)
+    return tf.reduce_sum(t, axes, keepdims=True)
 
 
 def _wide(dtype):

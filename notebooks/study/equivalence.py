@@ -1,10 +1,12 @@
 """Is a layer the same as another? A candidate against a reference: outputs, gradients, paired training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from study import network
+from study import network, training
 
 
 def layer_differences(candidate, reference, options=(), shape=(100, 28, 28, 30), dtype="float32", seed=2612):
@@ -107,3 +109,76 @@ def largest_weight_difference(candidate, reference):
 
 def _by_shape(weights):
     return sorted(weights.values(), key=lambda w: w.shape)
+
+
+def drift_table(drifts, parameter, steps=(1, 5, 10, 15)):
+    """The mean difference of one parameter at a few steps, a row for each labelled frame of `drift`."""
+    rows = []
+    for label, frame in drifts.items():
+        of_parameter = frame[frame.parameter == parameter].set_index("step")["mean"]
+        rows.append({"faults": label} | {f"step {s}": of_parameter[s] for s in steps if s in of_parameter})
+    return pd.DataFrame(rows)
+
+
+def fault_name(repeated, paired):
+    """What one combination of the two faults of 2019 is called."""
+    faults = ["repeated updates"] if repeated else []
+    faults += [] if paired else ["other initial weights"]
+    return " and ".join(faults) or "neither"
+
+
+BOTH_FAULTS, NO_FAULT = fault_name(True, False), fault_name(False, True)
+
+
+def fault_drifts(base, candidate, reference, jobs=0, steps=15):
+    """Reproduce the drift of 2019 and remove it: the reference is trained with each combination of its two faults.
+
+    Args:
+        base: the Run to start from.
+        candidate, reference: the Run's fields that make the two layers, such as {"norm": ..., "options": ...}.
+        jobs: as in `training.run_all`.
+        steps: how many.
+
+    Returns:
+        dict fault name -> DataFrame of `drift`, both faults first, neither last.
+    """
+    short = replace(base, steps=steps, evaluate_every=steps, trace=True)
+    own = replace(short, **candidate)
+    # In 2019 the parameters of TensorFlow's layer were updated t times at step t, and the two networks started from
+    # different weights.
+    theirs = {
+        fault_name(repeated, paired): replace(
+            short,
+            **reference,
+            repeat_updates=repeated,
+            weights_seed=None if paired else base.seed + 1_000,
+        )
+        for repeated in (True, False)
+        for paired in (False, True)
+    }
+    found = training.run_all([own, *theirs.values()], jobs, "drift")
+    return {name: drift(found[own], found[run]) for name, run in theirs.items()}
+
+
+def paired_training(base, candidate, reference, jobs=0, steps=500):
+    """Train both layers from the same weights on the same batches, in float64 and float32, and a twin of the reference
+    whose first weight starts one unit in the last place higher.
+
+    Args:
+        base, candidate, reference, jobs: as in `fault_drifts`.
+        steps: how many at most.
+
+    Returns:
+        dict with `float64` and `float32`, the largest difference of a weight between candidate and reference, `twin`,
+        between the reference and its twin in float32, and `steps`.
+    """
+    steps = min(steps, base.steps)
+    long = replace(base, steps=steps, evaluate_every=steps, trace=True)
+    pairs = {
+        "float64": (replace(long, **candidate, dtype="float64"), replace(long, **reference, dtype="float64")),
+        "float32": (replace(long, **candidate), replace(long, **reference)),
+        "twin": (replace(long, **reference, nudge=1), replace(long, **reference)),
+    }
+    found = training.run_all([run for pair in pairs.values() for run in pair], jobs, "paired training")
+    apart = {name: largest_weight_difference(found[a], found[b]) for name, (a, b) in pairs.items()}
+    return apart | {"steps": steps}

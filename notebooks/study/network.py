@@ -130,6 +130,8 @@ def _initial(seed, index, nudge):
         if index == 0 and nudge:
             flat = weights.reshape(-1)
             flat[nudge - 1] = np.nextafter(flat[nudge - 1], np.float32(np.inf))
-        return keras.ops.convert_to_tensor(weights.astype(str(dtype or "float32").replace("<dtype: '", "").strip("'>")))
+        return keras.ops.convert_to_tensor(
+            weights.astype(str(dtype or "float32").replace("<dtype: '", "").strip("'>"))
+        )
 
     return initializer

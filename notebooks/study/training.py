@@ -134,6 +134,19 @@ class History:
     milliseconds_per_step: float
     versions: dict
 
+    def row(self):
+        """The run and its results as one flat record."""
+        description = {
+            k: str(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.run).items()
+        }
+        return description | {
+            "final_accuracy": float(self.accuracy[-1]),
+            "final_loss": float(self.loss[-1]),
+            "diverged": self.diverged,
+            "weights_hash": self.weights_hash,
+            "milliseconds_per_step": self.milliseconds_per_step,
+        }
+
     @property
     def diverged(self):
         """Whether the training left the finite numbers."""
@@ -143,7 +156,9 @@ class History:
 def batch_order(images, run):
     """The images of each step: int [steps, batch_size]. Each epoch is a new permutation; an odd rest is left out."""
     if run.batch_size > images:
-        raise ValueError(f"Expected a batch of at most {images} images. Received: batch_size={run.batch_size}")
+        raise ValueError(
+            f"Expected a batch of at most {images} images. Received: batch_size={run.batch_size}"
+        )
     stream = np.random.default_rng(np.random.SeedSequence([run.seed, ORDER_STREAM]))
     per_epoch = images // run.batch_size
     epochs = -(-run.steps // per_epoch)
@@ -269,9 +284,7 @@ def _spacing(variable):
 
 
 def _split_trace(model, flat):
-    sizes = {
-        name: -(-math.prod(v.shape) // _spacing(v)) for name, v in network.norm_variables(model).items()
-    }
+    sizes = {name: -(-math.prod(v.shape) // _spacing(v)) for name, v in network.norm_variables(model).items()}
     # The last part, behind the last size, is empty.
     parts = np.split(flat, np.cumsum(list(sizes.values()), dtype=int), axis=1)
     return dict(zip(sizes, parts, strict=False))
@@ -320,6 +333,12 @@ def run_all(runs, jobs=0, description="runs"):
                 pass
         found |= {run: _restore(cache / f"{keys[run]}.run", run) for run in missing}
     return found
+
+
+def run_groups(groups, jobs=0, description="runs"):
+    """Train labelled groups of runs: dict label -> list of Run becomes dict label -> list of History."""
+    histories = run_all([run for runs in groups.values() for run in runs], jobs, description)
+    return {label: [histories[run] for run in runs] for label, runs in groups.items()}
 
 
 def _work(run):

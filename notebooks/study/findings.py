@@ -1,0 +1,421 @@
+"""What runs show, as numbers, verdicts and sentences computed from them: nothing here is known beforehand.
+
+Each rule is stated where it is applied. Three seeds settle little, and the sentences say so.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from study import present, statistics
+from study.equivalence import BOTH_FAULTS, NO_FAULT, fault_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Method a against method b over the same seeds.
+
+    Attributes:
+        name_a, name_b: what they are called.
+        final_a, final_b: final accuracy, (mean, low, high) with the 95 % t-interval over the seeds.
+        gain: paired difference a minus b of the mean accuracy over all measured steps, (mean, low, high).
+        steps: length of the runs.
+        steps_to_target: median steps after which a reaches b's mean final accuracy; inf if it does not.
+        seeds: how many.
+    """
+
+    name_a: str
+    name_b: str
+    final_a: tuple
+    final_b: tuple
+    gain: tuple
+    steps: int
+    steps_to_target: float
+    seeds: int
+
+    @property
+    def verdict(self):
+        """'faster' or 'slower' if the interval of the gain leaves zero out, else 'not told apart'."""
+        _, low, high = self.gain
+        if low > 0:
+            return "faster"
+        return "slower" if high < 0 else "not told apart"
+
+    @property
+    def message(self):
+        """The caption's first sentence."""
+        if self.verdict == "not told apart":
+            return f"{self.name_a} and {self.name_b}: {self.seeds} seeds do not tell their speed apart."
+        return f"{self.name_a} learns {self.verdict} than {self.name_b}."
+
+    @property
+    def sentence(self):
+        """The finding in full."""
+        mean, low, high = (100 * value for value in self.gain)
+        reached = (
+            f"{self.name_a} reaches the final mean accuracy of {self.name_b} after {self.steps_to_target:,.0f} of "
+            f"{self.steps:,} steps (median)"
+            if np.isfinite(self.steps_to_target)
+            else f"{self.name_a} does not reach the final mean accuracy of {self.name_b} in {self.steps:,} steps"
+        )
+        return (
+            f"{self.message} Averaged over the training, its test accuracy is {_signed(mean)} points beside that of "
+            f"{self.name_b} (95 % interval {_signed(low)} to {_signed(high)}, {self.seeds} paired seeds); at the end, "
+            f"{_percent(self.final_a)} against {_percent(self.final_b)}. {reached}."
+        )
+
+
+def compare(name_a, histories_a, name_b, histories_b):
+    """Compare two methods over the same seeds, in the same order; records the numbers.
+
+    Returns:
+        A Comparison.
+    """
+    seeds_a, seeds_b = ([h.run.seed for h in histories] for histories in (histories_a, histories_b))
+    if seeds_a != seeds_b:
+        raise ValueError(f"Expected the same seeds in the same order. Received: {seeds_a} and {seeds_b}")
+    final_a, final_b = ([h.accuracy[-1] for h in histories] for histories in (histories_a, histories_b))
+    curve_a, curve_b = ([h.accuracy.mean() for h in histories] for histories in (histories_a, histories_b))
+    target = float(np.mean(final_b))
+    comparison = Comparison(
+        name_a,
+        name_b,
+        tuple(statistics.mean_interval(final_a)),
+        tuple(statistics.mean_interval(final_b)),
+        tuple(statistics.mean_interval(np.subtract(curve_a, curve_b))),
+        int(histories_a[0].steps[-1]),
+        float(np.median([statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories_a])),
+        len(seeds_a),
+    )
+    for name, final in ((name_a, comparison.final_a), (name_b, comparison.final_b)):
+        _record(f"{_key(name)}.accuracy.final", final, "fraction", comparison.seeds)
+    _record(f"{_key(name_a)}.gain_over.{_key(name_b)}", comparison.gain, "fraction", comparison.seeds)
+    present.number(
+        f"{_key(name_a)}.steps_to.{_key(name_b)}",
+        comparison.steps_to_target,
+        unit="steps",
+        seeds=comparison.seeds,
+    )
+    return comparison
+
+
+def same_curves(name_a, histories_a, name_b, histories_b):
+    """The caption's first sentence for two curves that ought to be equal."""
+    gap = max(
+        float(np.max(np.abs(a.accuracy - b.accuracy))) for a, b in zip(histories_a, histories_b, strict=True)
+    )
+    present.number(f"{_key(name_a)}.largest_gap.{_key(name_b)}", gap, unit="fraction", seeds=len(histories_a))
+    seeds = len(histories_a)
+    return (
+        f"{name_a} and {name_b} never differ by more than {100 * gap:.2f} points of test accuracy "
+        f"({seeds} seed{'s' if seeds > 1 else ''})."
+    )
+
+
+# --- the drift of 2019 -------------------------------------------------------------------------------------------
+
+
+def final_drift(drift):
+    """The largest absolute difference of any parameter at the last step."""
+    return float(drift[drift.step == drift.step.max()]["largest"].max())
+
+
+# Far above float32's round-off on parameters near 1, far below a drift that is seen on an axis of hundredths.
+ROUND_OFF = 1e-5
+
+
+def is_round_off(drift):
+    """Whether no parameter ever differs by more than `ROUND_OFF`."""
+    return bool(drift["largest"].max() <= ROUND_OFF)
+
+
+def attribution_message(drifts):
+    """The caption's first sentence of the attribution figure: which faults are needed for the drift."""
+    without = drifts[NO_FAULT]
+    causes = [
+        name for name in (fault_name(True, True), fault_name(False, False)) if not is_round_off(drifts[name])
+    ]
+    if not is_round_off(without):
+        return "Even with both faults removed, the parameters drift apart beyond round-off."
+    if not causes:
+        return "Neither fault moves the parameters beyond round-off."
+    return f"Each of {' and '.join(causes)} alone makes the drift; with both faults removed only round-off is left."
+
+
+def attribution_sentence(method, drifts):
+    """The finding in full: the share of each fault at the last step."""
+    sizes = {name: final_drift(drift) for name, drift in drifts.items()}
+    last = int(next(iter(drifts.values())).step.max())
+    for name, size in sizes.items():
+        present.number(f"{method.lower()}.drift.{_key(name)}", size, unit="parameter", seeds=1)
+    listed = "; ".join(f"{name}: {size:.1e}" for name, size in sizes.items())
+    return f"Largest difference of a parameter after {last} steps: {listed}. {attribution_message(drifts)}"
+
+
+def drift_message(drifts):
+    """The caption's first sentence of the drift figure."""
+    drifted, repaired = drifts[BOTH_FAULTS], drifts[NO_FAULT]
+    before, after = final_drift(drifted), final_drift(repaired)
+    if is_round_off(repaired) and not is_round_off(drifted):
+        return (
+            f"The drift of 2019 is its training loop's: with both faults parameters part by {before:.1e}, "
+            f"paired properly by {after:.1e}."
+        )
+    return f"With both faults parameters part by {before:.1e}, paired properly by {after:.1e}."
+
+
+def same_sentence(method, apart):
+    """Whether own and TensorFlow's layer are the same after training: the float64 and the twin criterion."""
+    same = apart["float64"] <= 1e-12 and apart["float32"] <= 2 * apart["twin"]
+    verdict = "are the same layer" if same else "are not the same layer"
+    return (
+        f"Own {method} and TensorFlow's {verdict}: after {apart['steps']} paired steps no weight differs by more than "
+        f"{apart['float64']:.1e} in float64; in float32 they are {apart['float32']:.1e} apart, where TensorFlow's layer "
+        f"is {apart['twin']:.1e} apart from itself once a single weight was moved by one unit in the last place."
+    )
+
+
+def same_verdicts(method, apart, drifts):
+    """Record the criteria of equality as verdicts."""
+    key = method.lower()
+    for name in ("float64", "float32", "twin"):
+        present.number(f"{key}.paired.{name}", apart[name], unit="weight", seeds=1)
+    largest = float(drifts[NO_FAULT]["largest"].max())
+    present.verdict(
+        "V1",
+        f"{key}.drift",
+        f"{method}: the parameters of properly paired networks differ by round-off",
+        largest,
+        ROUND_OFF,
+        is_round_off(drifts[NO_FAULT]),
+    )
+    present.verdict(
+        "V1",
+        f"{key}.paired.float64",
+        f"{method}: after {apart['steps']} paired steps in float64 every weight agrees",
+        apart["float64"],
+        1e-12,
+        apart["float64"] <= 1e-12,
+    )
+    present.verdict(
+        "V1",
+        f"{key}.paired.float32",
+        f"{method}: in float32 no further apart than twice TensorFlow's one-ulp twin",
+        apart["float32"],
+        2 * apart["twin"],
+        apart["float32"] <= 2 * apart["twin"],
+    )
+
+
+# --- one call ----------------------------------------------------------------------------------------------------
+
+ONE_CALL_TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
+
+
+def one_call_message(method, differences):
+    """The caption's first sentence of the table of one call; records its verdicts."""
+    largest = differences.groupby("dtype")["relative"].max()
+    for dtype, tolerance in ONE_CALL_TOLERANCE.items():
+        present.verdict(
+            "V1",
+            f"{method.lower()}.one_call.{dtype}",
+            f"{method}: outputs and gradients of one call agree, {dtype}",
+            float(largest[dtype]),
+            tolerance,
+            bool(largest[dtype] <= tolerance),
+        )
+    if all(largest[dtype] <= tolerance for dtype, tolerance in ONE_CALL_TOLERANCE.items()):
+        return "One call of the two layers differs by round-off alone."
+    return "One call of the two layers differs by more than round-off."
+
+
+# --- the axes of layer normalization -----------------------------------------------------------------------------
+
+
+def ablation_table(arms):
+    """Final accuracy and roughness of each (axes, repeated) arm."""
+    rows = []
+    for (axes, repeated), histories in arms.items():
+        mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
+        rows.append(
+            {
+                "axes": axes,
+                "updates at step t": "t" if repeated else "1",
+                "final accuracy": f"{mean:.4f} ({low:.4f} to {high:.4f})",
+                "roughness": f"{100 * np.mean([_roughness(h) for h in histories]):.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def reason_message(arms):
+    """The caption's first sentence: which difference lowers the accuracy of what 2019 called TensorFlow's layer."""
+    axis, updates = _shares(arms)
+    if max(axis, updates) < 0.001:
+        return "Neither the axes nor the repeated updates lower the accuracy here."
+    larger = "repeated updates" if updates > axis else "axes"
+    return f"Of the two differences of 2019, the {larger} cost more accuracy here."
+
+
+def reason_sentence(arms):
+    """The finding in full: the answer to the blank of 2019."""
+    axis, updates = _shares(arms)
+    steady = 100 * np.mean([_roughness(h) for h in arms["H, W, C", False]])
+    rough = 100 * np.mean([_roughness(h) for h in arms["rows", True]])
+    present.number("ln.reason.axes", axis, unit="fraction", seeds=len(arms["rows", False]))
+    present.number("ln.reason.updates", updates, unit="fraction", seeds=len(arms["rows", True]))
+    return (
+        f"The study of 2019 broke off at 'the reason is'. {reason_message(arms)} Normalizing rows instead of whole images "
+        f"changes the final accuracy by {_signed(-100 * axis)} points, repeating the updates over rows by "
+        f"{_signed(-100 * updates)} points more (means over {len(arms['rows', True])} seeds), and with both the curve moves "
+        f"by {rough:.2f} points from one measurement to the next, where it moves by {steady:.2f} otherwise."
+    )
+
+
+def _shares(arms):
+    """What the axes cost, and what the repeated updates cost beyond that: fractions of test images."""
+    whole, rows, both = (
+        np.mean([h.accuracy[-1] for h in arms[arm]])
+        for arm in (("H, W, C", False), ("rows", False), ("rows", True))
+    )
+    return float(whole - rows), float(rows - both)
+
+
+def _roughness(history):
+    """Mean absolute change of the accuracy from one measurement to the next, over the second half."""
+    late = history.accuracy[len(history.accuracy) // 2 :]
+    return float(np.mean(np.abs(np.diff(late)))) if len(late) > 1 else float("nan")
+
+
+# --- all methods -------------------------------------------------------------------------------------------------
+
+
+class Ranking:
+    """All methods over the same seeds, against a baseline.
+
+    Args:
+        curves: dict name -> list of History, the same seeds in the same order.
+        baseline: the method whose mean final accuracy is the target.
+    """
+
+    def __init__(self, curves, baseline="none"):
+        self.curves, self.baseline = curves, baseline
+        self.target = float(np.mean([h.accuracy[-1] for h in curves[baseline]]))
+        self.comparisons = {
+            name: compare(name, histories, baseline, curves[baseline])
+            for name, histories in curves.items()
+            if name != baseline
+        }
+        self._by_speed = sorted(self.comparisons.values(), key=lambda c: -c.gain[0])
+        self._by_final = sorted(self.comparisons.values(), key=lambda c: -c.final_a[0])
+
+    @property
+    def message(self):
+        """The caption's first sentence of the curves."""
+        faster = [c.name_a for c in self._by_speed if c.verdict == "faster"]
+        if not faster:
+            return f"No method learns faster than {self.baseline} beyond what the seeds allow."
+        return f"{_list(faster)} learn{'s' if len(faster) == 1 else ''} faster than {self.baseline}."
+
+    @property
+    def final_message(self):
+        """The caption's first sentence of the final accuracies."""
+        best, second = self._by_final[:2]
+        apart = best.final_a[1] > second.final_a[2]
+        return f"{best.name_a} ends highest{'' if apart else f', but its interval overlaps that of {second.name_a}'}."
+
+    @property
+    def sentence(self):
+        """The answer: which is good here."""
+        first = self._by_speed[0]
+        others = "; ".join(
+            f"{c.name_a}: {c.verdict}, {_signed(100 * c.gain[0])} points" for c in self._by_speed
+        )
+        return (
+            f"{self.message} Mean accuracy over the whole training, beside {self.baseline}: {others}. "
+            f"The largest gain is that of {first.name_a}, which reaches the target after "
+            f"{_steps(first.steps_to_target)} of {first.steps:,} steps. {self.final_message}"
+        )
+
+    @property
+    def reason(self):
+        """The computed part of why: what the method's cost takes back of its gain."""
+        parts = []
+        for comparison in self._by_speed:
+            cost = self._milliseconds(comparison.name_a) / self._milliseconds(self.baseline)
+            saved = comparison.steps / comparison.steps_to_target
+            parts.append(
+                f"{comparison.name_a} needs {saved:.1f} times fewer steps to the target and {cost:.1f} times the time for each, "
+                f"so that it is {saved / cost:.1f} times as fast in seconds"
+                if np.isfinite(comparison.steps_to_target)
+                else f"{comparison.name_a} does not reach the target"
+            )
+        return (
+            f"In time rather than steps: {'; '.join(parts)}. What the methods that gain have in common is the projection: "
+            "the gradient loses what only shifts or stretches the activations. That this is the cause of the gain is a "
+            "guess; this comparison does not separate it from the larger steps that it allows."
+        )
+
+    def table(self):
+        """One row a method."""
+        rows = []
+        for name, histories in self.curves.items():
+            reached = [statistics.steps_to_target(h.steps, h.accuracy, self.target) for h in histories]
+            steps, milliseconds = float(np.median(reached)), self._milliseconds(name)
+            mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
+            gain = self.comparisons[name].gain if name in self.comparisons else None
+            rows.append(
+                {
+                    "method": name,
+                    "steps to target": _steps(steps),
+                    "seconds to target": f"{steps * milliseconds / 1e3:.1f}"
+                    if np.isfinite(steps)
+                    else "not reached",
+                    "final accuracy": f"{mean:.4f} ({low:.4f} to {high:.4f})",
+                    "gain in mean accuracy, points": "" if gain is None else _signed(100 * gain[0]),
+                    "ms per step": f"{milliseconds:.1f}",
+                }
+            )
+            present.number(
+                f"{name.lower()}.milliseconds_per_step", milliseconds, unit="ms", seeds=len(histories)
+            )
+        return pd.DataFrame(rows)
+
+    def _milliseconds(self, name):
+        return float(np.median([h.milliseconds_per_step for h in self.curves[name]]))
+
+
+def claims(profile, seeds):
+    """What the profile may not claim."""
+    if profile == "smoke":
+        return "These runs are a few steps on a sample: they show that everything works, and nothing else may be claimed."
+    return (
+        f"With {len(seeds)} seeds, speed of convergence may be claimed where the interval says so; gaps in final accuracy "
+        "under half a point may not."
+    )
+
+
+def _list(names):
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _steps(steps):
+    return f"{steps:,.0f}" if np.isfinite(steps) else "not reached"
+
+
+def _record(name, interval, unit, seeds):
+    present.number(name, interval[0], interval=list(interval[1:]), unit=unit, seeds=seeds)
+
+
+def _key(name):
+    return name.lower().replace("'s", "").replace(" ", "_")
+
+
+def _signed(value):
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _percent(interval):
+    mean, low, high = (100 * value for value in interval)
+    return f"{mean:.2f} % ({low:.2f} to {high:.2f})"
