@@ -94,25 +94,16 @@ def standardize(
     def forward(x, *parameters):
         y, *statistics = run(_standardize, x, *parameters)
 
+        def gradients(dy, *inputs):
+            return run(_standardize_gradients, dy, *statistics, *inputs)
+
+        def plain_gradients(dy, *inputs):  # the same, with the statistics as functions of x
+            return _standardize_gradients(dy, *_standardize(*inputs, **settings)[1:], *inputs, **settings)
+
         def grad(dy, *_):
-            return backward(dy, *statistics, x, *parameters)
+            return _differentiable(gradients, plain_gradients)(dy, x, *parameters)
 
         return (y, *statistics), grad
-
-    @tf.custom_gradient
-    def backward(dy, *statistics_and_inputs):
-        statistics, inputs = statistics_and_inputs[:3], statistics_and_inputs[3:]
-
-        def grad(*second):
-            # The derivative of the same formula, with the statistics again functions of x.
-            with tf.GradientTape() as tape:
-                tape.watch((dy, inputs))
-                _, *statistics = _standardize(*inputs, **settings)
-                first = _standardize_gradients(dy, *statistics, *inputs, **settings)
-            of_dy, of_inputs = tape.gradient(first, (dy, inputs), second, "zero")
-            return of_dy, None, None, None, *of_inputs
-
-        return run(_standardize_gradients, dy, *statistics, *inputs), grad
 
     y, shift, residue, variance = forward(x, *(p for p in (gamma, beta) if p is not None))
     return y, tf.stop_gradient(shift + residue), tf.stop_gradient(variance)
@@ -242,6 +233,24 @@ def _widen(t):
     return tf.cast(t, _wide(t.dtype))
 
 
+def _differentiable(fast, plain):
+    """`fast`, with the derivative of `plain`: how a backward pass gets its own derivative."""
+
+    @tf.custom_gradient
+    def function(*tensors):
+        tensors = [tf.identity(t) for t in tensors]  # of this graph, so that later graphs can reach them
+
+        def grad(*upstream):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                outputs = plain(*tensors)
+            return tape.gradient(outputs, tensors, upstream, "zero")
+
+        return fast(*tensors), grad
+
+    return function
+
+
 def _run(kernel, *tensors, **settings):
     """Run a kernel compiled where it is large, operation by operation where it is small."""
     x = tensors[0]
@@ -275,21 +284,18 @@ def weight_normalize(v, g, axes):
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
     """
 
+    settings = dict(axes=tuple(axes))
+
     @tf.custom_gradient
     def forward(v, g):
-        return _run(_weight_normalize, v, g, axes=axes), lambda dw: backward(dw, v, g)
+        gradients = functools.partial(_run, _weight_normalize_gradients, **settings)
+        plain_gradients = functools.partial(_weight_normalize_gradients, **settings)
 
-    @tf.custom_gradient
-    def backward(dw, v, g):
-        def grad(*second):
-            with tf.GradientTape() as tape:
-                tape.watch((dw, v, g))
-                first = _weight_normalize_gradients(dw, v, g, axes=axes)
-            return tape.gradient(first, (dw, v, g), second, "zero")
+        def grad(dw):
+            return _differentiable(gradients, plain_gradients)(dw, v, g)
 
-        return _run(_weight_normalize_gradients, dw, v, g, axes=axes), grad
+        return _run(_weight_normalize, v, g, **settings), grad
 
-    axes = tuple(axes)
     return tf.cast(forward(_widen(v), _widen(g)), v.dtype)
 
 
@@ -392,23 +398,26 @@ class _Normalization(keras.layers.Layer):
 
     def build(self, input_shape):
         features = self._feature_axes(input_shape)
-        shape = tuple(input_shape[axis] for axis in features)
+        # As in Keras, the sizes follow the axes as given in ascending order, negative ones first.
+        given = sorted(self.axis) if isinstance(self.axis, (list, tuple)) else [self.axis]
+        shape = tuple(input_shape[axis] for axis in given)
         for name, wanted in (("gamma", self.scale), ("beta", self.center)):
             if wanted:
                 options = {kind: getattr(self, f"{name}_{kind}") for kind in self._kinds}
-                setattr(self, name, self.add_weight(shape=shape, name=name, autocast=False, **options))
+                setattr(self, name, self._add_parameter(name, shape, options))
         self._rank = len(input_shape)
         self.input_spec = keras.layers.InputSpec(ndim=self._rank, axes={a: input_shape[a] for a in features})
         self._features = features
         self.built = True
 
+    def _add_parameter(self, name, shape, options):
+        return self.add_weight(shape=shape, name=name, autocast=False, **options)
+
     def _broadcast(self, parameter):
         """A parameter with the input's rank, so that it lines up with its axes."""
         if parameter is None:
             return None
-        shape = [1] * self._rank
-        for axis, size in zip(self._features, parameter.shape, strict=True):
-            shape[axis] = size
+        shape = [self.input_spec.axes.get(axis, 1) for axis in range(self._rank)]
         return tf.reshape(parameter, shape)
 
     def _standardize(self, x, **options):
@@ -686,6 +695,8 @@ class RMSNormalization(_Normalization):
     Reference: arXiv:1910.07467, equation 4.
     """
 
+    _config, _parts = ("axis", "epsilon"), ()
+
     def __init__(self, axis=-1, epsilon=1e-6, **kwargs):
         if isinstance(axis, (list, tuple)):
             axis = [_integer("axis", a) for a in axis]
@@ -694,6 +705,10 @@ class RMSNormalization(_Normalization):
         super().__init__(axis, epsilon, center=False, **kwargs)
         self.supports_masking = False
         self.autocast = True
+
+    def _add_parameter(self, name, shape, options):
+        self.scale = self.add_weight(shape=shape, name="scale", **options)  # Keras's name for this gamma
+        return self.scale
 
     def _reduction_axes(self, rank):
         return tuple(self._features)
@@ -769,16 +784,17 @@ class WeightNormalization(keras.layers.Wrapper):
 
     def build(self, input_shape=None):
         super().build(input_shape)
-        self._kernels = [
-            (v, axes, self._add_length(name.replace("kernel", "g"), v, axes))
-            for name, v, axes in _kernels(self.layer)
-        ]
-
-    def _add_length(self, name, v, axes):
-        shape = tuple(size for axis, size in enumerate(v.shape) if axis not in axes)
-        length = tf.sqrt(tf.reduce_sum(tf.square(tf.convert_to_tensor(v)), axes))
-        g = self.add_weight(shape=shape, name=name, initializer=lambda *_, **__: length, dtype=v.dtype)
-        return g
+        self._kernels = []
+        for name, v, axes in _kernels(self.layer):
+            length = tf.sqrt(tf.reduce_sum(tf.square(tf.convert_to_tensor(v)), axes))
+            g = self.add_weight(
+                shape=tuple(length.shape),
+                name=name.replace("kernel", "g"),
+                initializer=lambda *_, length=length, **__: length,
+                dtype=v.dtype,
+            )
+            setattr(self, g.name, g)
+            self._kernels.append((v, axes, g))
 
     def kernels(self):
         """The kernels w that the wrapped layer computes with, one for each v."""

@@ -1,0 +1,125 @@
+"""The hand-derived gradients against autodiff of the plain formula and against central differences."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from references import assert_close, build, call, gradients, layer_cases, plain_layer, random
+
+import normlib
+
+CASES = [pytest.param(*case[1:], id=case[0]) for case in layer_cases()]
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("make", "arguments", "shape"), CASES)
+def test_output_and_gradients_equal_autodiff_of_the_plain_formula(make, arguments, shape, dtype, rng):
+    layer = build(make, arguments, shape, dtype, rng)
+    x, dy = random(rng, shape, dtype), random(rng, shape, dtype, mean=0.0)
+    variables = layer.trainable_variables
+    y, actual = gradients(lambda x: call(layer, x), x, variables, dy)
+    expected_y, expected = gradients(lambda x: plain_layer(layer, x), x, variables, dy)
+    assert_close(y, expected_y, TOLERANCE[dtype])
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert_close(ours, theirs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("make", "arguments", "shape"), [c for c in CASES if "compiled" not in c.id])
+def test_dx_equals_central_differences(make, arguments, shape, rng):
+    layer = build(make, arguments, shape, "float64", rng)
+    x, dy = random(rng, shape), random(rng, shape, mean=0.0)
+    _, (dx, *_) = gradients(lambda x: call(layer, x), x, [], dy)
+    direction, h = rng.normal(size=shape), 1e-5
+    change = tf.reduce_sum((call(layer, x + h * direction) - call(layer, x - h * direction)) * dy) / (2 * h)
+    assert float(change) == pytest.approx(float(tf.reduce_sum(dx * direction)), rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize(("make", "arguments", "shape"), CASES)
+def test_second_derivatives_equal_autodiff_of_the_plain_formula(make, arguments, shape, rng):
+    layer = build(make, arguments, shape, "float64", rng)
+    x, weights = random(rng, shape), random(rng, shape)
+
+    def second(function):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                loss = tf.reduce_sum(weights * tf.sin(function(x)))
+            penalty = tf.reduce_sum(inner.gradient(loss, x) ** 2)
+        watched = [x, *(v.value for v in layer.trainable_variables)]
+        return outer.gradient(penalty, watched, unconnected_gradients="zero")
+
+    expected = second(lambda x: plain_layer(layer, x))
+    for run in (lambda f, x: f(x), lambda f, x: tf.function(f)(x)):
+        for ours, theirs in zip(
+            second(lambda x, r=run: r(lambda x: call(layer, x), x)), expected, strict=True
+        ):
+            assert_close(ours, theirs, 1e-10)
+
+
+KERNELS = [
+    (keras.layers.Dense, {"units": 4}, (3, 5), (0,)),
+    (keras.layers.Conv1D, {"filters": 4, "kernel_size": 2}, (2, 5, 3), (0, 1)),
+    (keras.layers.Conv2D, {"filters": 4, "kernel_size": 2}, (2, 5, 5, 3), (0, 1, 2)),
+    (keras.layers.Conv3D, {"filters": 4, "kernel_size": 2}, (2, 4, 4, 4, 3), (0, 1, 2, 3)),
+    (keras.layers.Conv2DTranspose, {"filters": 4, "kernel_size": 2}, (2, 5, 5, 3), (0, 1, 3)),
+    (keras.layers.DepthwiseConv2D, {"kernel_size": 2}, (2, 5, 5, 3), (0, 1)),
+    (keras.layers.EinsumDense, {"equation": "abc,cd->abd", "output_shape": (None, 4)}, (2, 5, 3), (0,)),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "shape", "axes"), KERNELS, ids=lambda v: getattr(v, "__name__", "")
+)
+def test_weight_normalization_gradients_equal_autodiff(make, arguments, shape, axes, rng):
+    wrapped = normlib.WeightNormalization(make(**arguments, dtype="float64"), dtype="float64")
+    x = random(rng, shape)
+    wrapped(x)
+    (v, found_axes, g), *_ = wrapped._kernels
+    assert found_axes == axes
+    g.assign(rng.uniform(0.5, 1.5, g.shape))
+
+    def plain(x):
+        length = tf.reshape(g.value, [1 if a in axes else s for a, s in enumerate(v.shape)])
+        kernel = length * v.value / tf.sqrt(tf.reduce_sum(v.value**2, axes, keepdims=True))
+        trainable = [kernel if w is v else w for w in wrapped.layer.trainable_variables]
+        return wrapped.layer.stateless_call(trainable, [], x)[0]
+
+    dy = random(rng, wrapped(x).shape)
+    y, actual = gradients(wrapped, x, [g, v], dy)
+    expected_y, expected = gradients(plain, x, [g, v], dy)
+    assert_close(y, expected_y, 1e-13)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert_close(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (700, 60)])
+def test_weight_normalize_is_right_to_second_order(shape, rng):
+    v, g = random(rng, shape), random(rng, (1, shape[1]), mean=2.0, std=0.1)
+    target = random(rng, shape)
+
+    def second(function):
+        with tf.GradientTape() as outer:
+            outer.watch((v, g))
+            with tf.GradientTape() as inner:
+                inner.watch((v, g))
+                loss = tf.reduce_sum(target * tf.sin(function(v, g)))
+            dv, dg = inner.gradient(loss, (v, g))
+            penalty = tf.reduce_sum(dv**2) + tf.reduce_sum(dg**3)
+        return outer.gradient(penalty, (v, g))
+
+    plain = second(lambda v, g: g * v / tf.sqrt(tf.reduce_sum(v**2, 0, keepdims=True)))
+    for ours, theirs in zip(second(lambda v, g: normlib.weight_normalize(v, g, (0,))), plain, strict=True):
+        assert_close(ours, theirs, 1e-12)
+
+
+def test_detached_statistics_would_be_seen(rng):
+    """The trap: with statistics cut off from the gradient, training still goes down, and this test would fail."""
+    x = random(rng, (8, 3))
+    layer = build(normlib.BatchNormalization, {}, (8, 3), "float64", rng)
+    bias = tf.zeros([3], "float64")
+    with tf.GradientTape() as tape:
+        tape.watch(bias)
+        loss = tf.reduce_sum(tf.sin(layer(x + bias, training=True)))
+    assert np.max(np.abs(tape.gradient(loss, bias))) < 1e-13
