@@ -125,8 +125,8 @@ def _standardize(x, *parameters, axes, epsilon, center, groups, scale, shift, we
     deviation = (x_wide - origin) - residue
     variance = mean_of(tf.square(deviation), product=True)
     y = deviation * tf.math.rsqrt(variance + epsilon)
-    y = y * _widen(parameters[0]) if scale else y
-    y = y + _widen(parameters[-1]) if shift else y
+    y = y * tf.cast(parameters[0], y.dtype) if scale else y
+    y = y + tf.cast(parameters[-1], y.dtype) if shift else y
     return tf.cast(y, x.dtype), origin, residue, variance
 
 
@@ -153,7 +153,7 @@ def _standardize_gradients(
     dy = _widen(dy)
     # A masked position may hold anything, NaN too, as long as the loss does not see it.
     dy_x_hat = dy * x_hat if weights is None else tf.math.multiply_no_nan(x_hat, dy)
-    gamma = _widen(parameters[0]) if scale else tf.ones([1] * x.shape.rank, dy.dtype)
+    gamma = tf.cast(parameters[0], dy.dtype) if scale else tf.ones([1] * x.shape.rank, dy.dtype)
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
     if all(gamma.shape[axis] == 1 for axis in axes):

@@ -1,0 +1,331 @@
+"""What a layer does beside its formula: modes, statistics, saving, errors, and the traps of other implementations."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from references import assert_close, build, call, random
+
+import normlib
+
+LAYERS = [
+    pytest.param(normlib.BatchNormalization, {}, id="batch"),
+    pytest.param(normlib.LayerNormalization, {"axis": [1, 2, 3]}, id="layer"),
+    pytest.param(normlib.GroupNormalization, {"groups": 2}, id="group"),
+    pytest.param(normlib.InstanceNormalization, {}, id="instance"),
+    pytest.param(normlib.RMSNormalization, {}, id="rms"),
+]
+SHAPE = (3, 5, 4, 6)
+
+
+# --- traps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6])
+@pytest.mark.parametrize("run", ["eager", "graph", "compiled"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS[:4])
+def test_a_large_offset_leaves_float32_statistics_right(make, arguments, run, offset, rng):
+    shape = (16, 28, 28, 6)
+    x = (offset + rng.normal(size=shape)).astype("float32")
+    layer = make(**arguments, epsilon=1e-5)
+    layer.build(shape)
+    exact = make(**arguments, epsilon=1e-5, dtype="float64")
+    expected = call(exact, tf.constant(x, "float64"))
+    function = {"eager": lambda f: f, "graph": tf.function, "compiled": lambda f: tf.function(f, jit_compile=True)}
+    actual = function[run](lambda x: call(layer, x))(tf.constant(x))
+    assert np.max(np.abs(actual - tf.cast(expected, "float32"))) <= 1e-5
+
+
+def test_moving_statistics_after_no_and_one_step(rng):
+    x = random(rng, (64, 3), "float32")
+    layer = normlib.BatchNormalization(momentum=0.9, epsilon=1e-3)
+    layer.build(x.shape)
+    assert_close(layer(x, training=False), x / np.sqrt(1.001), 1e-6)
+    layer(x, training=True)
+    assert_close(layer.moving_mean, 0.1 * np.mean(x, axis=0), 1e-6)
+    assert_close(layer.moving_variance, 0.9 + 0.1 * np.var(x, axis=0), 1e-6)
+
+
+def test_batch_normalization_of_one_image_is_instance_normalization(rng):
+    x = random(rng, (1, 5, 4, 6), "float32")
+    assert_close(normlib.BatchNormalization()(x, training=True), normlib.InstanceNormalization()(x), 1e-6)
+
+
+def test_batch_normalization_of_one_row_gives_beta(rng):
+    layer = build(normlib.BatchNormalization, {}, (1, 4), "float32", rng)
+    assert_close(layer(random(rng, (1, 4), "float32"), training=True)[0], layer.beta, 1e-6)
+
+
+def test_group_normalization_of_one_group_is_layer_normalization(rng):
+    x = random(rng, SHAPE)
+    group = normlib.GroupNormalization(1, dtype="float64")
+    layer = normlib.LayerNormalization([1, 2, 3], dtype="float64")
+    assert_close(group(x), layer(x), 1e-13)
+
+
+def test_layer_normalization_is_rms_normalization_of_centred_input(rng):
+    x = random(rng, (5, 7))
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    rms = normlib.RMSNormalization(epsilon=1e-3, dtype="float64")
+    assert_close(normlib.LayerNormalization(dtype="float64")(x), rms(centred), 1e-13)
+
+
+# --- modes --------------------------------------------------------------------------------------------------------
+
+
+def test_not_trainable_means_inference(rng):
+    layer = build(normlib.BatchNormalization, {}, (8, 3), "float32", rng)
+    layer.trainable = False
+    before = layer.get_weights()
+    x = random(rng, (8, 3), "float32")
+    np.testing.assert_array_equal(layer(x, training=True), layer(x, training=False))
+    for a, b in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_masked_positions_do_not_count(rng):
+    x = rng.normal(size=(4, 6, 3)).astype("float32")
+    mask = np.array([[True] * 4 + [False] * 2] * 4)
+    layer = normlib.BatchNormalization(momentum=0.0, epsilon=1e-3)
+    y = layer(tf.constant(x), training=True, mask=mask)
+    counted = x[:, :4].reshape(-1, 3)
+    assert_close(layer.moving_mean, counted.mean(0), 1e-6)
+    assert_close(layer.moving_variance, counted.var(0), 1e-6)
+    assert_close(y, (x - counted.mean(0)) / np.sqrt(counted.var(0) + 1e-3), 1e-5)
+
+
+def test_masked_gradient_equals_autodiff(rng):
+    x, dy = random(rng, (4, 6, 3)), random(rng, (4, 6, 3))
+    mask = tf.constant(rng.random((4, 6)) > 0.3)
+    weights = tf.cast(mask, "float64")[..., None]
+    layer = build(normlib.BatchNormalization, {}, (4, 6, 3), "float64", rng)
+
+    def plain(x):
+        count = tf.reduce_sum(weights, (0, 1))
+        mean = tf.reduce_sum(weights * x, (0, 1)) / count
+        variance = tf.reduce_sum(weights * (x - mean) ** 2, (0, 1)) / count
+        return layer.gamma.value * (x - mean) / tf.sqrt(variance + layer.epsilon) + layer.beta.value
+
+    results = []
+    for function in (lambda x: layer(x, training=True, mask=mask), plain):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        results.append([y, tape.gradient(y, x, dy)])
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, 1e-12)
+
+
+def test_nan_at_a_masked_position_stays_there(rng):
+    x = rng.normal(size=(4, 6, 3)).astype("float32")
+    x[0, 5] = np.nan
+    mask = np.ones((4, 6), bool)
+    mask[0, 5] = False
+    layer = normlib.BatchNormalization()
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True, mask=mask)
+        loss = tf.reduce_sum(tf.boolean_mask(y, mask) ** 3)
+    gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
+    assert all(np.isfinite(g).all() for g in gradients)
+    assert np.isfinite(layer.moving_mean).all()
+
+
+def test_statistics_that_are_not_finite_are_not_averaged_in(rng):
+    layer = build(normlib.BatchNormalization, {}, (4, 3), "float32", rng)
+    before = layer.get_weights()[2:]
+    y = layer(tf.constant([[np.nan, 1.0, np.inf], [1.0, 2.0, 1.0]], "float32"), training=True)
+    assert np.isnan(y.numpy()[:, 0]).all()
+    after = layer.get_weights()[2:]
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a[[0, 2]], b[[0, 2]])
+        assert a[1] != b[1]
+
+
+def test_an_empty_batch_changes_no_statistics(rng):
+    layer = build(normlib.BatchNormalization, {}, (4, 3), "float32", rng)
+    before = layer.get_weights()
+    assert layer(tf.zeros([0, 3]), training=True).shape == (0, 3)
+    for a, b in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS[1:])
+def test_a_nan_stays_in_its_sample(make, arguments, rng):
+    x = rng.normal(size=SHAPE).astype("float32")
+    clean = make(**arguments)(tf.constant(x))
+    x[1, 2, 3, 4] = np.nan
+    dirty = make(**arguments)(tf.constant(x)).numpy()
+    np.testing.assert_array_equal(dirty[[0, 2]], clean.numpy()[[0, 2]])
+    assert np.isnan(dirty[1]).any()
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_constant_input_gives_finite_output_and_gradient(make, arguments):
+    x = tf.fill(SHAPE, 3.0)
+    layer = make(**arguments)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = call(layer, x)
+    assert np.isfinite(y).all()
+    assert np.isfinite(tape.gradient(y, x)).all()
+
+
+# --- dtype, saving, shapes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_dtype_policy(make, arguments, policy, rng):
+    layer = make(**arguments, dtype=policy)
+    y = call(layer, rng.normal(size=SHAPE).astype("float32"))
+    assert y.dtype == layer.compute_dtype
+    assert all(w.dtype == layer.variable_dtype for w in layer.weights)
+    exact = call(make(**arguments, dtype="float64"), tf.constant(rng.normal(size=SHAPE), "float64"))
+    assert exact.dtype == "float64"
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_float16_inputs_near_the_largest_stay_finite(make, arguments, rng):
+    x = tf.constant(rng.uniform(-6e4, 6e4, SHAPE), "float16")
+    layer = make(**arguments, dtype="mixed_float16")
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = call(layer, x)
+    assert np.isfinite(y).all()
+    assert np.isfinite(tape.gradient(y, x)).all()
+    assert np.max(np.abs(y)) > 0.5
+
+
+@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_float16"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_a_saved_model_is_the_same_when_loaded(make, arguments, policy, tmp_path, rng):
+    model = keras.Sequential(
+        [
+            keras.Input(SHAPE[1:]),
+            normlib.WeightNormalization(keras.layers.Conv2D(6, 3, padding="same", dtype=policy), dtype=policy),
+            make(**arguments, dtype=policy),
+        ]
+    )
+    model.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in model.get_weights()])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = rng.normal(size=SHAPE).astype("float32")
+    np.testing.assert_array_equal(model(x), loaded(x))
+    assert loaded.layers[-1].get_config() == model.layers[-1].get_config()
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_building_does_not_change_the_configuration(make, arguments):
+    layer = make(**arguments)
+    before = layer.get_config()
+    layer.build(SHAPE)
+    assert layer.get_config() == before
+    assert make.from_config(before).get_config() == before
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_unknown_batch_and_image_sizes(make, arguments, rng):
+    if isinstance(arguments.get("axis"), list):
+        arguments = {"axis": -1}
+    layer = make(**arguments)
+    inputs = keras.Input((None, None, 6))
+    model = keras.Model(inputs, layer(inputs))
+    assert model.output_shape == (None, None, None, 6)
+    for shape in ((2, 5, 4, 6), (7, 40, 40, 6)):
+        x = rng.normal(size=shape).astype("float32")
+        assert_close(model.predict(x, verbose=0), layer(x), 1e-6)
+
+
+@pytest.mark.parametrize("run", [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}], ids=str)
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_fit_goes_down(make, arguments, run, rng):
+    keras.utils.set_random_seed(0)
+    x, y = rng.normal(size=(32, *SHAPE[1:])), rng.normal(size=(32, 1))
+    model = keras.Sequential([keras.Input(SHAPE[1:]), make(**arguments), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", **run)
+    losses = model.fit(x, y, epochs=4, batch_size=8, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+# --- weight normalization -----------------------------------------------------------------------------------------
+
+
+def test_wrapping_changes_nothing_at_first(rng):
+    dense = keras.layers.Dense(4)
+    x = random(rng, (3, 5), "float32")
+    before = dense(x)
+    assert_close(normlib.WeightNormalization(dense)(x), before, 1e-6)
+
+
+def test_the_kernel_is_left_alone_in_a_call_and_folded_by_remove(rng):
+    wrapped = normlib.WeightNormalization(keras.layers.Dense(4))
+    x = random(rng, (3, 5), "float32")
+    wrapped(x)
+    kernel = wrapped.layer.kernel.numpy()
+    wrapped.g.assign(wrapped.g * 2.0)
+    y = wrapped(x)
+    np.testing.assert_array_equal(wrapped.layer.kernel, kernel)
+    assert_close(wrapped.remove()(x), y, 1e-6)
+
+
+def test_a_vector_of_length_zero_gives_zero():
+    v, g = tf.zeros([3, 2]), tf.ones([1, 2])
+    with tf.GradientTape() as tape:
+        tape.watch((v, g))
+        w = normlib.weight_normalize(v, g, (0,))
+    for value in (w, *tape.gradient(w, (v, g))):
+        np.testing.assert_array_equal(value, np.zeros(value.shape))
+
+
+def test_a_layer_without_a_kernel_is_refused():
+    with pytest.raises(ValueError, match=r"Expected a layer with a kernel.*Received"):
+        normlib.WeightNormalization(keras.layers.Embedding(3, 2))
+
+
+# --- errors: what was expected, what was received -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "error", "message"),
+    [
+        (normlib.BatchNormalization, {"epsilon": -1}, ValueError, r"`epsilon`. Received: epsilon=-1"),
+        (normlib.BatchNormalization, {"momentum": 1.5}, ValueError, r"`momentum`. Received: momentum=1.5"),
+        (normlib.BatchNormalization, {"momentum": None}, ValueError, r"Received: momentum=None"),
+        (normlib.BatchNormalization, {"axis": 1.5}, TypeError, r"'axis'. Received: 1.5"),
+        (normlib.BatchNormalization, {"renorm": True}, ValueError, r"Received: renorm=True"),
+        (normlib.LayerNormalization, {"axis": "all"}, TypeError, r"'axis'. Received: "),
+        (normlib.LayerNormalization, {"rms_scaling": True}, ValueError, r"Received: rms_scaling=True"),
+        (normlib.GroupNormalization, {"groups": 0}, ValueError, r"`groups`.*Received: groups=0"),
+    ],
+)
+def test_bad_arguments_are_refused(make, arguments, error, message):
+    with pytest.raises(error, match=message):
+        make(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "shape", "message"),
+    [
+        (normlib.BatchNormalization, {"axis": 4}, SHAPE, r"out of bounds.*Received: axis=4"),
+        (normlib.LayerNormalization, {"axis": [1, -3]}, SHAPE, r"each axis once. Received: axis=\[1, -3\]"),
+        (normlib.GroupNormalization, {"groups": 8}, SHAPE, r"cannot be more than the number of channels \(6\)"),
+        (normlib.GroupNormalization, {"groups": 4}, SHAPE, r"divide the channels.*Received: groups=4"),
+        (normlib.LayerNormalization, {}, (2, 3, None), r"defined dimension.*Received: axis=-1"),
+    ],
+)
+def test_bad_axes_and_groups_are_refused(make, arguments, shape, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments).build(shape)
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_integer_input_is_refused(make, arguments):
+    with pytest.raises(TypeError, match=r"Expected a floating-point input.*Received: dtype=int32"):
+        make(**arguments)(tf.ones(SHAPE, "int32"))
+
+
+def test_a_mask_of_the_wrong_rank_is_refused():
+    with pytest.raises(ValueError, match=r"one dimension less.*Received: mask.shape=\(2,\)"):
+        normlib.BatchNormalization()(tf.ones([2, 3, 4]), training=True, mask=tf.ones([2]))
