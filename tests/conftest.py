@@ -1,0 +1,36 @@
+"""What all tests share."""
+
+import study  # isort: skip  # noqa: F401  # first: it fixes TensorFlow's threads
+
+import keras
+import numpy as np
+import pytest
+
+from study import data
+
+
+@pytest.fixture
+def rng():
+    """One stream of random numbers, the same in every test."""
+    return np.random.default_rng(2612)
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The embedded sample of Fashion-MNIST."""
+    return data.load(sample=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test finds the runs of another, or of the user."""
+    monkeypatch.setenv("NORMLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def keras_as_found():
+    """No test leaves Keras with another dtype than it found."""
+    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
+    yield
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_floatx(floatx)
