@@ -28,6 +28,7 @@ Decisions, each stated once and tested:
 import functools
 import math
 import operator
+import typing
 
 import keras
 import tensorflow as tf
@@ -53,7 +54,16 @@ COMPILE_FROM = 32_768
 
 
 def standardize(
-    x, axes, epsilon, center=True, gamma=None, beta=None, *, groups=None, weights=None, all_reduce=None
+    x,
+    axes,
+    epsilon,
+    center=True,
+    gamma=None,
+    beta=None,
+    *,
+    groups=None,
+    weights=None,
+    all_reduce=None,
 ):
     r"""Standardize over `axes`, then scale and shift: the map under every layer but weight normalization.
 
@@ -82,13 +92,17 @@ def standardize(
 
     Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), Algorithm 1 and the gradients below it.
     """
-    settings = dict(axes=tuple(axes), epsilon=float(epsilon), center=center, groups=groups)
-    settings |= dict(scale=gamma is not None, shift=beta is not None)
-    if weights is None and all_reduce is None:
-        run = functools.partial(_run, **settings)
-    else:  # a mask or a reduction over replicas belongs to this call, so nothing is compiled ahead
-        settings |= dict(weights=weights, all_reduce=all_reduce)
-        run = lambda kernel, *tensors: kernel(*tensors, **settings)  # noqa: E731
+    plan = _Plan(
+        tuple(axes),
+        float(epsilon),
+        center,
+        groups,
+        gamma is not None,
+        beta is not None,
+        weights,
+        all_reduce,
+    )
+    run = functools.partial(_run, plan)
 
     @tf.custom_gradient
     def forward(x, *parameters):
@@ -98,78 +112,86 @@ def standardize(
             return run(_standardize_gradients, dy, *statistics, *inputs)
 
         def plain_gradients(dy, *inputs):  # the same, with the statistics as functions of x
-            return _standardize_gradients(dy, *_standardize(*inputs, **settings)[1:], *inputs, **settings)
+            statistics = _standardize(plan, *inputs)[1:]
+            return _standardize_gradients(plan, dy, *statistics, *inputs)
 
         def grad(dy, *_):
             return _differentiable(gradients, plain_gradients)(dy, x, *parameters)
 
         return (y, *statistics), grad
 
-    y, shift, residue, variance = forward(x, *(p for p in (gamma, beta) if p is not None))
-    return y, tf.stop_gradient(shift + residue), tf.stop_gradient(variance)
+    y, origin, residue, variance = forward(x, *(p for p in (gamma, beta) if p is not None))
+    return y, tf.stop_gradient(origin + residue), tf.stop_gradient(variance)
 
 
-def _standardize(x, *parameters, axes, epsilon, center, groups, scale, shift, weights=None, all_reduce=None):
-    """The forward kernel: y and the statistics, the mean in two parts whose sum is more exact than a float."""
-    combine, count = _averaging(x, axes, groups, weights, all_reduce)
+class _Plan(typing.NamedTuple):
+    """What is averaged and how: all that a kernel is told beside its tensors."""
+
+    axes: tuple
+    epsilon: float
+    center: bool
+    groups: tuple | None
+    scale: bool
+    shift: bool
+    weights: tf.Tensor | None
+    all_reduce: typing.Callable | None
+
+    @property
+    def compilable(self):
+        """Whether it can be compiled once for all: not with one call's mask or a reduction over replicas."""
+        return self.weights is None and self.all_reduce is None
+
+
+def _standardize(plan, x, *parameters):
+    """The forward kernel: y and the statistics. The mean comes in two parts: their sum is more exact than a float."""
+    combine, count = _averaging(plan, x)
 
     def mean_of(t, product=False):
-        return combine(_sum(t if weights is None else tf.where(weights > 0, t, 0.0), axes, product)) / count
+        counted = t if plan.weights is None else tf.where(plan.weights > 0, t, 0.0)
+        return combine(_sum(counted, plan.axes, product)) / count
 
     x_wide = _widen(x)
     origin = residue = tf.zeros([1] * x.shape.rank, x_wide.dtype)
-    if center:
-        alone = weights is None and all_reduce is None
-        origin = tf.stop_gradient(_any_element(x_wide, axes, groups) if alone else mean_of(x_wide))
+    if plan.center:
+        origin = tf.stop_gradient(
+            _near_the_mean(plan, x_wide) if plan.compilable else mean_of(x_wide)
+        )
         residue = mean_of(x_wide - origin)
     deviation = (x_wide - origin) - residue
     variance = mean_of(tf.square(deviation), product=True)
-    y = deviation * tf.math.rsqrt(variance + epsilon)
-    y = y * tf.cast(parameters[0], y.dtype) if scale else y
-    y = y + tf.cast(parameters[-1], y.dtype) if shift else y
+    y = deviation * tf.math.rsqrt(variance + plan.epsilon)
+    y = y * tf.cast(parameters[0], y.dtype) if plan.scale else y
+    y = y + tf.cast(parameters[-1], y.dtype) if plan.shift else y
     return tf.cast(y, x.dtype), origin, residue, variance
 
 
-def _standardize_gradients(
-    dy,
-    origin,
-    residue,
-    variance,
-    x,
-    *parameters,
-    axes,
-    epsilon,
-    center,
-    groups,
-    scale,
-    shift,
-    weights=None,
-    all_reduce=None,
-):
+def _standardize_gradients(plan, dy, origin, residue, variance, x, *parameters):
     """The backward kernel: dx, then dgamma and dbeta if there are such. Only x and the statistics were kept."""
-    combine, count = _averaging(x, axes, groups, weights, all_reduce)
-    inv_std = tf.math.rsqrt(variance + epsilon)
+    combine, count = _averaging(plan, x)
+    inv_std = tf.math.rsqrt(variance + plan.epsilon)
     x_hat = (_widen(x) - origin - residue) * inv_std
     dy = _widen(dy)
+    gamma = (
+        tf.cast(parameters[0], dy.dtype) if plan.scale else tf.ones([1] * x.shape.rank, dy.dtype)
+    )
     # A masked position may hold anything, NaN too, as long as the loss does not see it.
-    dy_x_hat = dy * x_hat if weights is None else tf.math.multiply_no_nan(x_hat, dy)
-    gamma = tf.cast(parameters[0], dy.dtype) if scale else tf.ones([1] * x.shape.rank, dy.dtype)
+    dy_x_hat = dy * x_hat if plan.weights is None else tf.math.multiply_no_nan(x_hat, dy)
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
-    if all(gamma.shape[axis] == 1 for axis in axes):
-        sum_dy, sum_dy_x_hat = _sum(dy, axes), _sum(dy_x_hat, axes, product=True)
-        along_one, along_x_hat = combine(gamma * sum_dy) / count, combine(gamma * sum_dy_x_hat) / count
+    if all(gamma.shape[axis] == 1 for axis in plan.axes):
+        sum_dy, sum_dy_x_hat = _sum(dy, plan.axes), _sum(dy_x_hat, plan.axes, product=True)
+        along_one, along_x_hat = (combine(gamma * t) / count for t in (sum_dy, sum_dy_x_hat))
     else:
         sum_dy, sum_dy_x_hat = dy, dy_x_hat
         along_one, along_x_hat = (
-            combine(_sum(gamma * t, axes, product=True)) / count for t in (dy, dy_x_hat)
+            combine(_sum(gamma * t, plan.axes, product=True)) / count for t in (dy, dy_x_hat)
         )
-    inexpressible = along_one + x_hat * along_x_hat if center else x_hat * along_x_hat
-    if weights is not None:
-        inexpressible = tf.where(weights > 0, inexpressible, 0.0)
+    inexpressible = along_one + x_hat * along_x_hat if plan.center else x_hat * along_x_hat
+    if plan.weights is not None:
+        inexpressible = tf.where(plan.weights > 0, inexpressible, 0.0)
 
     gradients = [tf.cast(inv_std * (gamma * dy - inexpressible), x.dtype)]
-    for wanted, gradient in ((scale, sum_dy_x_hat), (shift, sum_dy)):
+    for wanted, gradient in ((plan.scale, sum_dy_x_hat), (plan.shift, sum_dy)):
         if wanted:
             parameter = parameters[len(gradients) - 1]
             broadcast = tuple(axis for axis, size in enumerate(parameter.shape) if size == 1)
@@ -177,29 +199,39 @@ def _standardize_gradients(
     return gradients
 
 
-def _averaging(x, axes, groups, weights, all_reduce):
+def _averaging(plan, x):
     """How sums over the axes combine to sums over the averaged set, and the number of elements in that set."""
 
     def combine(sums):
-        if groups is not None:
-            sums = _pool(sums, *groups)
-        return sums if all_reduce is None else all_reduce(sums)
+        sums = sums if plan.groups is None else _pool(sums, *plan.groups)
+        return sums if plan.all_reduce is None else plan.all_reduce(sums)
 
-    if weights is None and all_reduce is None and None not in (sizes := [x.shape[axis] for axis in axes]):
-        return combine, float(math.prod(sizes) * (x.shape[groups[0]] // groups[1] if groups else 1))
-    counted = tf.ones_like(x, _wide(x.dtype)) if weights is None else tf.cast(weights, _wide(x.dtype))
-    return combine, tf.maximum(combine(tf.reduce_sum(counted, axes, keepdims=True)), 1.0)
+    sizes = [x.shape[axis] for axis in plan.axes]
+    if plan.compilable and None not in sizes:
+        channels = x.shape[plan.groups[0]] // plan.groups[1] if plan.groups else 1
+        return combine, float(math.prod(sizes) * channels)
+    wide = _wide(x.dtype)
+    counted = tf.ones_like(x, wide) if plan.weights is None else tf.cast(plan.weights, wide)
+    return combine, tf.maximum(combine(tf.reduce_sum(counted, plan.axes, keepdims=True)), 1.0)
 
 
-def _any_element(x, axes, groups):
-    """One element of each averaged set, and 0 of an empty one.
+def _near_the_mean(plan, x):
+    """A value near each averaged set's mean, from its first slice alone.
 
-    Deviations from it are about as small as those from the mean, and it costs no pass over the input. What is computed
-    from them does not depend on it.
+    Deviations from it are as small as those from the mean, and it costs no pass over the input. What is computed from
+    them does not depend on it.
     """
-    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.shape.rank))]
-    first = tf.reduce_sum(first, axes, keepdims=True)
-    return first if groups is None else _pool(first, *groups, tf.reduce_max)
+
+    def first_along(axes, t):
+        return t[tuple(slice(1) if axis in axes else slice(None) for axis in range(t.shape.rank))]
+
+    first = first_along(plan.axes[:1], x)
+    element = first_along(plan.axes, first)
+    element = tf.reduce_sum(
+        element, plan.axes, keepdims=True
+    )  # keeps its shape where the batch is empty
+    near = element + tf.reduce_mean(first - element, plan.axes, keepdims=True)
+    return near if plan.groups is None else _pool(near, *plan.groups, tf.reduce_mean)
 
 
 def _pool(t, axis, groups, reduce=tf.reduce_sum):
@@ -238,7 +270,9 @@ def _differentiable(fast, plain):
 
     @tf.custom_gradient
     def function(*tensors):
-        tensors = [tf.identity(t) for t in tensors]  # of this graph, so that later graphs can reach them
+        tensors = [
+            tf.identity(t) for t in tensors
+        ]  # of this graph, so that later graphs can reach them
 
         def grad(*upstream):
             with tf.GradientTape() as tape:
@@ -251,18 +285,25 @@ def _differentiable(fast, plain):
     return function
 
 
-def _run(kernel, *tensors, **settings):
-    """Run a kernel compiled where it is large, operation by operation where it is small."""
-    x = tensors[0]
-    compiled, plain = _compiled(kernel, **settings), functools.partial(kernel, **settings)
-    if x.shape.is_fully_defined():
-        return (compiled if x.shape.num_elements() >= COMPILE_FROM else plain)(*tensors)
-    return tf.cond(tf.size(x) >= COMPILE_FROM, lambda: compiled(*tensors), lambda: plain(*tensors))
+def _run(plan, kernel, *tensors):
+    """Run a kernel compiled where it is large, operation by operation where it is small or cannot be compiled ahead."""
+    if not plan.compilable:
+        return kernel(plan, *tensors)
+    size = tensors[0].shape.num_elements()
+    if size is not None:
+        return (
+            _compiled(kernel, plan) if size >= COMPILE_FROM else functools.partial(kernel, plan)
+        )(*tensors)
+    return tf.cond(
+        tf.size(tensors[0]) >= COMPILE_FROM,
+        lambda: _compiled(kernel, plan)(*tensors),
+        lambda: kernel(plan, *tensors),
+    )
 
 
 @functools.cache
-def _compiled(kernel, **settings):
-    return tf.function(functools.partial(kernel, **settings), jit_compile=True, autograph=False)
+def _compiled(kernel, plan):
+    return tf.function(functools.partial(kernel, plan), jit_compile=True, autograph=False)
 
 
 def weight_normalize(v, g, axes):
@@ -283,37 +324,37 @@ def weight_normalize(v, g, axes):
 
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
     """
-
-    settings = dict(axes=tuple(axes))
+    plan = _Plan(tuple(axes), 0.0, False, None, True, False, None, None)
+    run = functools.partial(_run, plan)
 
     @tf.custom_gradient
     def forward(v, g):
-        gradients = functools.partial(_run, _weight_normalize_gradients, **settings)
-        plain_gradients = functools.partial(_weight_normalize_gradients, **settings)
+        gradients = functools.partial(run, _weight_normalize_gradients)
+        plain_gradients = functools.partial(_weight_normalize_gradients, plan)
 
         def grad(dw):
             return _differentiable(gradients, plain_gradients)(dw, v, g)
 
-        return _run(_weight_normalize, v, g, **settings), grad
+        return run(_weight_normalize, v, g), grad
 
     return tf.cast(forward(_widen(v), _widen(g)), v.dtype)
 
 
-def _weight_normalize(v, g, axes):
+def _weight_normalize(plan, v, g):
     """The forward kernel: w."""
-    return v * (g * _inverse_length(v, axes))
+    return v * (g * _inverse_length(plan, v))
 
 
-def _weight_normalize_gradients(dw, v, g, axes):
+def _weight_normalize_gradients(plan, dw, v, g):
     """The backward kernel: dv and dg."""
-    inverse = _inverse_length(v, axes)
+    inverse = _inverse_length(plan, v)
     u = v * inverse
-    dg = tf.reduce_sum(u * dw, axes, keepdims=True)
+    dg = _sum(u * dw, plan.axes, product=True)
     return g * inverse * (dw - u * dg), dg
 
 
-def _inverse_length(v, axes):
-    return tf.math.reciprocal_no_nan(tf.sqrt(tf.reduce_sum(tf.square(v), axes, keepdims=True)))
+def _inverse_length(plan, v):
+    return tf.math.reciprocal_no_nan(tf.sqrt(_sum(tf.square(v), plan.axes, product=True)))
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -406,7 +447,9 @@ class _Normalization(keras.layers.Layer):
                 options = {kind: getattr(self, f"{name}_{kind}") for kind in self._kinds}
                 setattr(self, name, self._add_parameter(name, shape, options))
         self._rank = len(input_shape)
-        self.input_spec = keras.layers.InputSpec(ndim=self._rank, axes={a: input_shape[a] for a in features})
+        self.input_spec = keras.layers.InputSpec(
+            ndim=self._rank, axes={a: input_shape[a] for a in features}
+        )
         self._features = features
         self.built = True
 
@@ -471,7 +514,9 @@ class LayerNormalization(_Normalization):
 
     def __init__(self, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **kwargs):
         if kwargs.pop("rms_scaling", False):
-            raise ValueError("Expected rms_scaling=False; use RMSNormalization. Received: rms_scaling=True")
+            raise ValueError(
+                "Expected rms_scaling=False; use RMSNormalization. Received: rms_scaling=True"
+            )
         if isinstance(axis, (list, tuple)):
             axis = [_integer("axis", a) for a in axis]
         else:
@@ -544,7 +589,9 @@ class BatchNormalization(_Normalization):
         for name in ("renorm_clipping", "renorm_momentum"):
             kwargs.pop(name, None)
         axis = _integer("axis", axis)
-        super().__init__(axis, epsilon, center, scale, beta_initializer, gamma_initializer, *parts, **kwargs)
+        super().__init__(
+            axis, epsilon, center, scale, beta_initializer, gamma_initializer, *parts, **kwargs
+        )
         self.autocast = True
         self.momentum = _number("momentum", momentum, 0.0, 1.0)
         self.synchronized = bool(synchronized)
@@ -577,7 +624,9 @@ class BatchNormalization(_Normalization):
             return self._infer(inputs)
         options = {}
         if mask is not None:
-            options["weights"] = tf.broadcast_to(tf.cast(mask, "float32")[..., None], tf.shape(inputs))
+            options["weights"] = tf.broadcast_to(
+                tf.cast(mask, "float32")[..., None], tf.shape(inputs)
+            )
         if self.synchronized:
             options["all_reduce"] = _sum_over_replicas
         y, mean, variance = self._standardize(inputs, **options)
@@ -586,13 +635,14 @@ class BatchNormalization(_Normalization):
 
     def _infer(self, x):
         _check_floating(x)
-        mean, variance = (_widen(self._broadcast(s)) for s in (self.moving_mean, self.moving_variance))
-        inv_std = tf.math.rsqrt(variance + self.epsilon)
-        y = (_widen(x) - mean) * (
-            inv_std if self.gamma is None else inv_std * _widen(self._broadcast(self.gamma))
+        x_wide = _widen(x)
+        given = (self.moving_mean, self.moving_variance, self.gamma, self.beta)
+        mean, variance, gamma, beta = (
+            p if p is None else tf.cast(self._broadcast(p), x_wide.dtype) for p in given
         )
-        y = y if self.beta is None else y + _widen(self._broadcast(self.beta))
-        return tf.cast(y, self.compute_dtype)
+        inv_std = tf.math.rsqrt(variance + self.epsilon)
+        y = (x_wide - mean) * (inv_std if gamma is None else inv_std * gamma)
+        return tf.cast(y if beta is None else y + beta, self.compute_dtype)
 
     def _average(self, mean, variance):
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -640,7 +690,9 @@ class GroupNormalization(_Normalization):
         channels = input_shape[channel]
         groups = channels if self.groups == -1 else self.groups
         if channel == 0:
-            raise ValueError(f"Expected a channel axis other than the batch's. Received: axis={self.axis}")
+            raise ValueError(
+                f"Expected a channel axis other than the batch's. Received: axis={self.axis}"
+            )
         if channels < groups:
             raise ValueError(
                 f"Number of groups ({groups}) cannot be more than the number of channels ({channels}). "
@@ -707,7 +759,9 @@ class RMSNormalization(_Normalization):
         self.autocast = True
 
     def _add_parameter(self, name, shape, options):
-        self.scale = self.add_weight(shape=shape, name="scale", **options)  # Keras's name for this gamma
+        self.scale = self.add_weight(
+            shape=shape, name="scale", **options
+        )  # Keras's name for this gamma
         return self.scale
 
     def _reduction_axes(self, rank):
@@ -740,7 +794,9 @@ def _integer(name, value):
 
 def _check_floating(x):
     if not x.dtype.is_floating:
-        raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}")
+        raise TypeError(
+            f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}"
+        )
 
 
 def _sum_over_replicas(t):
@@ -780,7 +836,9 @@ class WeightNormalization(keras.layers.Wrapper):
         if isinstance(layer, keras.layers.Embedding) or not (
             hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel") or not layer.built
         ):
-            raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
+            raise ValueError(
+                f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}"
+            )
 
     def build(self, input_shape=None):
         super().build(input_shape)
@@ -833,7 +891,9 @@ def _kernels(layer):
         if isinstance(v := getattr(layer, name, None), keras.Variable):
             found.append((name, v, _vector_axes(layer, name, v)))
     if not found:
-        raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
+        raise ValueError(
+            f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}"
+        )
     return found
 
 
@@ -843,7 +903,11 @@ def _vector_axes(layer, name, kernel):
     if isinstance(layer, keras.layers.EinsumDense):
         operands, output = layer.equation.split("->")
         return tuple(a for a, label in enumerate(operands.split(",")[1]) if label not in output)
-    transposed = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+    transposed = (
+        keras.layers.Conv1DTranspose,
+        keras.layers.Conv2DTranspose,
+        keras.layers.Conv3DTranspose,
+    )
     depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
     if isinstance(layer, transposed):
         outputs = {rank - 2}

@@ -31,7 +31,11 @@ def test_a_large_offset_leaves_float32_statistics_right(make, arguments, run, of
     layer.build(shape)
     exact = make(**arguments, epsilon=1e-5, dtype="float64")
     expected = call(exact, tf.constant(x, "float64"))
-    function = {"eager": lambda f: f, "graph": tf.function, "compiled": lambda f: tf.function(f, jit_compile=True)}
+    function = {
+        "eager": lambda f: f,
+        "graph": tf.function,
+        "compiled": lambda f: tf.function(f, jit_compile=True),
+    }
     actual = function[run](lambda x: call(layer, x))(tf.constant(x))
     assert np.max(np.abs(actual - tf.cast(expected, "float32"))) <= 1e-5
 
@@ -48,7 +52,9 @@ def test_moving_statistics_after_no_and_one_step(rng):
 
 def test_batch_normalization_of_one_image_is_instance_normalization(rng):
     x = random(rng, (1, 5, 4, 6), "float32")
-    assert_close(normlib.BatchNormalization()(x, training=True), normlib.InstanceNormalization()(x), 1e-6)
+    assert_close(
+        normlib.BatchNormalization()(x, training=True), normlib.InstanceNormalization()(x), 1e-6
+    )
 
 
 def test_batch_normalization_of_one_row_gives_beta(rng):
@@ -204,7 +210,9 @@ def test_a_saved_model_is_the_same_when_loaded(make, arguments, policy, tmp_path
     model = keras.Sequential(
         [
             keras.Input(SHAPE[1:]),
-            normlib.WeightNormalization(keras.layers.Conv2D(6, 3, padding="same", dtype=policy), dtype=policy),
+            normlib.WeightNormalization(
+                keras.layers.Conv2D(6, 3, padding="same", dtype=policy), dtype=policy
+            ),
             make(**arguments, dtype=policy),
         ]
     )
@@ -238,12 +246,16 @@ def test_unknown_batch_and_image_sizes(make, arguments, rng):
         assert_close(model.predict(x, verbose=0), layer(x), 1e-6)
 
 
-@pytest.mark.parametrize("run", [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "run", [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}], ids=str
+)
 @pytest.mark.parametrize(("make", "arguments"), LAYERS)
 def test_fit_goes_down(make, arguments, run, rng):
     keras.utils.set_random_seed(0)
     x, y = rng.normal(size=(32, *SHAPE[1:])), rng.normal(size=(32, 1))
-    model = keras.Sequential([keras.Input(SHAPE[1:]), make(**arguments), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model = keras.Sequential(
+        [keras.Input(SHAPE[1:]), make(**arguments), keras.layers.Flatten(), keras.layers.Dense(1)]
+    )
     model.compile("sgd", "mse", **run)
     losses = model.fit(x, y, epochs=4, batch_size=8, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
@@ -290,13 +302,28 @@ def test_a_layer_without_a_kernel_is_refused():
 @pytest.mark.parametrize(
     ("make", "arguments", "error", "message"),
     [
-        (normlib.BatchNormalization, {"epsilon": -1}, ValueError, r"`epsilon`. Received: epsilon=-1"),
-        (normlib.BatchNormalization, {"momentum": 1.5}, ValueError, r"`momentum`. Received: momentum=1.5"),
+        (
+            normlib.BatchNormalization,
+            {"epsilon": -1},
+            ValueError,
+            r"`epsilon`. Received: epsilon=-1",
+        ),
+        (
+            normlib.BatchNormalization,
+            {"momentum": 1.5},
+            ValueError,
+            r"`momentum`. Received: momentum=1.5",
+        ),
         (normlib.BatchNormalization, {"momentum": None}, ValueError, r"Received: momentum=None"),
         (normlib.BatchNormalization, {"axis": 1.5}, TypeError, r"'axis'. Received: 1.5"),
         (normlib.BatchNormalization, {"renorm": True}, ValueError, r"Received: renorm=True"),
         (normlib.LayerNormalization, {"axis": "all"}, TypeError, r"'axis'. Received: "),
-        (normlib.LayerNormalization, {"rms_scaling": True}, ValueError, r"Received: rms_scaling=True"),
+        (
+            normlib.LayerNormalization,
+            {"rms_scaling": True},
+            ValueError,
+            r"Received: rms_scaling=True",
+        ),
         (normlib.GroupNormalization, {"groups": 0}, ValueError, r"`groups`.*Received: groups=0"),
     ],
 )
@@ -309,9 +336,24 @@ def test_bad_arguments_are_refused(make, arguments, error, message):
     ("make", "arguments", "shape", "message"),
     [
         (normlib.BatchNormalization, {"axis": 4}, SHAPE, r"out of bounds.*Received: axis=4"),
-        (normlib.LayerNormalization, {"axis": [1, -3]}, SHAPE, r"each axis once. Received: axis=\[1, -3\]"),
-        (normlib.GroupNormalization, {"groups": 8}, SHAPE, r"cannot be more than the number of channels \(6\)"),
-        (normlib.GroupNormalization, {"groups": 4}, SHAPE, r"divide the channels.*Received: groups=4"),
+        (
+            normlib.LayerNormalization,
+            {"axis": [1, -3]},
+            SHAPE,
+            r"each axis once. Received: axis=\[1, -3\]",
+        ),
+        (
+            normlib.GroupNormalization,
+            {"groups": 8},
+            SHAPE,
+            r"cannot be more than the number of channels \(6\)",
+        ),
+        (
+            normlib.GroupNormalization,
+            {"groups": 4},
+            SHAPE,
+            r"divide the channels.*Received: groups=4",
+        ),
         (normlib.LayerNormalization, {}, (2, 3, None), r"defined dimension.*Received: axis=-1"),
     ],
 )

@@ -20,7 +20,12 @@ import warnings
 import keras
 import numpy as np
 
-IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 # Bytes and SHA-256 of the decompressed content.
 CONTENT = {
     "fashion_mnist": {
@@ -42,7 +47,11 @@ CONTENT = {
         )
     },
 }
-MNIST_NPZ = ("mnist.npz", 11_490_434, "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcb2cc48468fc17b673ae")
+MNIST_NPZ = (
+    "mnist.npz",
+    11_490_434,
+    "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcb2cc48468fc17b673ae",
+)
 ADDRESS = {
     "fashion_mnist": "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
     "mnist": "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
@@ -107,10 +116,15 @@ def load(name="fashion_mnist", folder=None, sample=False):
     if folder:
         files = _read_all(name, pathlib.Path(folder).expanduser())
         if files is None:
-            raise DataError(_help(name, f"the folder given does not hold all of {', '.join(CONTENT[name])}"))
+            raise DataError(
+                _help(name, f"the folder given does not hold all of {', '.join(CONTENT[name])}")
+            )
         return _decode(name, files, "the folder given")
     cache = _keras_folder(name)
-    for place, source in ((cache, "Keras's cache"), (DEBIAN_FOLDER, f"Debian's package {DEBIAN_PACKAGE}")):
+    for place, source in (
+        (cache, "Keras's cache"),
+        (DEBIAN_FOLDER, f"Debian's package {DEBIAN_PACKAGE}"),
+    ):
         if place == DEBIAN_FOLDER and name != "fashion_mnist":
             continue
         try:
@@ -131,7 +145,9 @@ def load_or_sample(name="fashion_mnist", folder=None):
     except DataError as error:
         if name != "fashion_mnist" or folder or os.environ.get("NORMLIB_DATA"):
             raise
-        warnings.warn(f"The embedded sample takes the place of the full data. {error}", stacklevel=2)
+        warnings.warn(
+            f"The embedded sample takes the place of the full data. {error}", stacklevel=2
+        )
         return load(name, sample=True)
 
 
@@ -158,7 +174,9 @@ def _read(path, size):
                 with opener(candidate, "rb") as file:
                     return file.read(size + 1)
             except (OSError, EOFError) as error:
-                raise DataError(f"{candidate.name} is damaged ({error}); delete it, or get it anew") from error
+                raise DataError(
+                    f"{candidate.name} is damaged ({error}); delete it, or get it anew"
+                ) from error
     return None
 
 
@@ -198,7 +216,9 @@ def _decode(name, files, source):
             for file in IDX
         ]
     # The digest of the known content, so that it does not depend on how the files were packed.
-    digest = hashlib.sha256("".join(sha256 for _, sha256 in CONTENT[name].values()).encode()).hexdigest()
+    digest = hashlib.sha256(
+        "".join(sha256 for _, sha256 in CONTENT[name].values()).encode()
+    ).hexdigest()
     return _dataset(name, arrays, source, is_sample=False, digest=digest)
 
 
@@ -242,7 +262,10 @@ def _fetch(name, cache):
         for file in files:
             packed = file if "." in file else f"{file}.gz"
             keras.utils.get_file(
-                packed, ADDRESS[name] + packed, cache_dir=cache.parent if CACHED[name] else cache, cache_subdir=CACHED[name]
+                packed,
+                ADDRESS[name] + packed,
+                cache_dir=cache.parent if CACHED[name] else cache,
+                cache_subdir=CACHED[name],
             )
         return "Keras's address"
     except Exception as error:  # get_file raises whatever its transport raised
@@ -283,7 +306,10 @@ def _help(name, reason):
         f"let this machine reach {ADDRESS[name]}",
     ]
     if name == "fashion_mnist":
-        remedies += [f"apt-get install {DEBIAN_PACKAGE}", "use the embedded sample: --profile smoke"]
+        remedies += [
+            f"apt-get install {DEBIAN_PACKAGE}",
+            "use the embedded sample: --profile smoke",
+        ]
     return f"{name} cannot be had: {reason}. Remedies: {'; or '.join(remedies)}."
 
 
@@ -292,7 +318,9 @@ def _help(name, reason):
 
 def _load_sample(name):
     if name != "fashion_mnist":
-        raise DataError(f"Expected 'fashion_mnist': there is no sample of another data set. Received: {name!r}")
+        raise DataError(
+            f"Expected 'fashion_mnist': there is no sample of another data set. Received: {name!r}"
+        )
     content = SAMPLE.read_bytes()
     _verify(SAMPLE.name, content, SAMPLE_SHA256)
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -303,7 +331,9 @@ def _load_sample(name):
 def sample_arrays(full):
     """The sample of a full Dataset: the first images of each class, in their original order, as uint8."""
     parts = []
-    for x, y, size in zip((full.x_train, full.x_test), (full.y_train, full.y_test), SAMPLE_SIZES, strict=True):
+    for x, y, size in zip(
+        (full.x_train, full.x_test), (full.y_train, full.y_test), SAMPLE_SIZES, strict=True
+    ):
         rows = np.sort(np.concatenate([np.flatnonzero(y == c)[: size // 10] for c in range(10)]))
         parts += [np.rint(x[rows] * 255).astype("uint8"), y[rows].astype("uint8")]
     return dict(zip(("x_train", "y_train", "x_test", "y_test"), parts, strict=True))
@@ -312,4 +342,6 @@ def sample_arrays(full):
 if __name__ == "__main__":
     SAMPLE.parent.mkdir(exist_ok=True)
     np.savez_compressed(SAMPLE, **sample_arrays(load()))
-    print(f"{SAMPLE.name}: {SAMPLE.stat().st_size:,} bytes, SHA-256 {hashlib.sha256(SAMPLE.read_bytes()).hexdigest()}")
+    print(
+        f"{SAMPLE.name}: {SAMPLE.stat().st_size:,} bytes, SHA-256 {hashlib.sha256(SAMPLE.read_bytes()).hexdigest()}"
+    )

@@ -9,7 +9,9 @@ import tensorflow as tf
 from study import network, training
 
 
-def layer_differences(candidate, reference, options=(), shape=(100, 28, 28, 30), dtype="float32", seed=2612):
+def layer_differences(
+    candidate, reference, options=(), shape=(100, 28, 28, 30), dtype="float32", seed=2612
+):
     """Call both layers once, in training mode, on the same input with the same weights.
 
     Args:
@@ -116,7 +118,9 @@ def drift_table(drifts, parameter, steps=(1, 5, 10, 15)):
     rows = []
     for label, frame in drifts.items():
         of_parameter = frame[frame.parameter == parameter].set_index("step")["mean"]
-        rows.append({"faults": label} | {f"step {s}": of_parameter[s] for s in steps if s in of_parameter})
+        rows.append(
+            {"faults": label} | {f"step {s}": of_parameter[s] for s in steps if s in of_parameter}
+        )
     return pd.DataFrame(rows)
 
 
@@ -175,10 +179,15 @@ def paired_training(base, candidate, reference, jobs=0, steps=500):
     steps = min(steps, base.steps)
     long = replace(base, steps=steps, evaluate_every=steps, trace=True)
     pairs = {
-        "float64": (replace(long, **candidate, dtype="float64"), replace(long, **reference, dtype="float64")),
+        "float64": (
+            replace(long, **candidate, dtype="float64"),
+            replace(long, **reference, dtype="float64"),
+        ),
         "float32": (replace(long, **candidate), replace(long, **reference)),
         "twin": (replace(long, **reference, nudge=1), replace(long, **reference)),
     }
-    found = training.run_all([run for pair in pairs.values() for run in pair], jobs, "paired training")
+    found = training.run_all(
+        [run for pair in pairs.values() for run in pair], jobs, "paired training"
+    )
     apart = {name: largest_weight_difference(found[a], found[b]) for name, (a, b) in pairs.items()}
     return apart | {"steps": steps}

@@ -74,9 +74,15 @@ def compare(name_a, histories_a, name_b, histories_b):
     """
     seeds_a, seeds_b = ([h.run.seed for h in histories] for histories in (histories_a, histories_b))
     if seeds_a != seeds_b:
-        raise ValueError(f"Expected the same seeds in the same order. Received: {seeds_a} and {seeds_b}")
-    final_a, final_b = ([h.accuracy[-1] for h in histories] for histories in (histories_a, histories_b))
-    curve_a, curve_b = ([h.accuracy.mean() for h in histories] for histories in (histories_a, histories_b))
+        raise ValueError(
+            f"Expected the same seeds in the same order. Received: {seeds_a} and {seeds_b}"
+        )
+    final_a, final_b = (
+        [h.accuracy[-1] for h in histories] for histories in (histories_a, histories_b)
+    )
+    curve_a, curve_b = (
+        [h.accuracy.mean() for h in histories] for histories in (histories_a, histories_b)
+    )
     target = float(np.mean(final_b))
     comparison = Comparison(
         name_a,
@@ -85,12 +91,18 @@ def compare(name_a, histories_a, name_b, histories_b):
         tuple(statistics.mean_interval(final_b)),
         tuple(statistics.mean_interval(np.subtract(curve_a, curve_b))),
         int(histories_a[0].steps[-1]),
-        float(np.median([statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories_a])),
+        float(
+            np.median(
+                [statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories_a]
+            )
+        ),
         len(seeds_a),
     )
     for name, final in ((name_a, comparison.final_a), (name_b, comparison.final_b)):
         _record(f"{_key(name)}.accuracy.final", final, "fraction", comparison.seeds)
-    _record(f"{_key(name_a)}.gain_over.{_key(name_b)}", comparison.gain, "fraction", comparison.seeds)
+    _record(
+        f"{_key(name_a)}.gain_over.{_key(name_b)}", comparison.gain, "fraction", comparison.seeds
+    )
     present.number(
         f"{_key(name_a)}.steps_to.{_key(name_b)}",
         comparison.steps_to_target,
@@ -103,9 +115,12 @@ def compare(name_a, histories_a, name_b, histories_b):
 def same_curves(name_a, histories_a, name_b, histories_b):
     """The caption's first sentence for two curves that ought to be equal."""
     gap = max(
-        float(np.max(np.abs(a.accuracy - b.accuracy))) for a, b in zip(histories_a, histories_b, strict=True)
+        float(np.max(np.abs(a.accuracy - b.accuracy)))
+        for a, b in zip(histories_a, histories_b, strict=True)
     )
-    present.number(f"{_key(name_a)}.largest_gap.{_key(name_b)}", gap, unit="fraction", seeds=len(histories_a))
+    present.number(
+        f"{_key(name_a)}.largest_gap.{_key(name_b)}", gap, unit="fraction", seeds=len(histories_a)
+    )
     seeds = len(histories_a)
     return (
         f"{name_a} and {name_b} never differ by more than {100 * gap:.2f} points of test accuracy "
@@ -134,7 +149,9 @@ def attribution_message(drifts):
     """The caption's first sentence of the attribution figure: which faults are needed for the drift."""
     without = drifts[NO_FAULT]
     causes = [
-        name for name in (fault_name(True, True), fault_name(False, False)) if not is_round_off(drifts[name])
+        name
+        for name in (fault_name(True, True), fault_name(False, False))
+        if not is_round_off(drifts[name])
     ]
     if not is_round_off(without):
         return "Even with both faults removed, the parameters drift apart beyond round-off."
@@ -316,7 +333,9 @@ class Ranking:
         faster = [c.name_a for c in self._by_speed if c.verdict == "faster"]
         if not faster:
             return f"No method learns faster than {self.baseline} beyond what the seeds allow."
-        return f"{_list(faster)} learn{'s' if len(faster) == 1 else ''} faster than {self.baseline}."
+        return (
+            f"{_list(faster)} learn{'s' if len(faster) == 1 else ''} faster than {self.baseline}."
+        )
 
     @property
     def final_message(self):
@@ -361,7 +380,9 @@ class Ranking:
         """One row a method."""
         rows = []
         for name, histories in self.curves.items():
-            reached = [statistics.steps_to_target(h.steps, h.accuracy, self.target) for h in histories]
+            reached = [
+                statistics.steps_to_target(h.steps, h.accuracy, self.target) for h in histories
+            ]
             steps, milliseconds = float(np.median(reached)), self._milliseconds(name)
             mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
             gain = self.comparisons[name].gain if name in self.comparisons else None
@@ -378,7 +399,10 @@ class Ranking:
                 }
             )
             present.number(
-                f"{name.lower()}.milliseconds_per_step", milliseconds, unit="ms", seeds=len(histories)
+                f"{name.lower()}.milliseconds_per_step",
+                milliseconds,
+                unit="ms",
+                seeds=len(histories),
             )
         return pd.DataFrame(rows)
 

@@ -83,7 +83,9 @@ def verdict(table, id, claim, measured, tolerance, holds):
 
 def runs(groups):
     """Record all runs of labelled groups (dict label -> list of History) for results.json."""
-    _pending.setdefault("runs", []).extend(h.row() for histories in groups.values() for h in histories)
+    _pending.setdefault("runs", []).extend(
+        h.row() for histories in groups.values() for h in histories
+    )
 
 
 # --- displays -------------------------------------------------------------------------------------------------------
@@ -105,7 +107,9 @@ def figure(figure, label, message, reading="", runs=None, data=None):
     plt.close(figure)
     about = _seeds(runs) if runs else ""
     caption = " ".join(part for part in (f"**{message}**", reading, about) if part)
-    alt = " ".join(part for part in ("Line chart." if "urve" in label else "Chart.", message, reading) if part)
+    alt = " ".join(
+        part for part in ("Line chart." if "urve" in label else "Chart.", message, reading) if part
+    )
     record = {"kind": "figure", "label": label, "caption": caption, "alt": alt}
     if data is not None:
         record["data"] = data.to_csv(index=False)
@@ -129,8 +133,17 @@ def table(frame, label, message, reading="", formats=None):
     shown = shown.astype(str)
     caption = " ".join(part for part in (f"**{message}**", reading) if part)
     columns = [str(c) for c in shown.columns]
-    record = {"kind": "table", "label": label, "caption": caption, "columns": columns, "rows": shown.values.tolist()}
-    _show({"text/html": shown.to_html(index=False), "text/plain": shown.to_string(index=False)}, record)
+    record = {
+        "kind": "table",
+        "label": label,
+        "caption": caption,
+        "columns": columns,
+        "rows": shown.values.tolist(),
+    }
+    _show(
+        {"text/html": shown.to_html(index=False), "text/plain": shown.to_string(index=False)},
+        record,
+    )
     _show({"text/markdown": caption}, {"kind": "caption"})
 
 
@@ -165,7 +178,9 @@ def source(thing):
     """Show the source of a function or a class, as it stands in the project."""
     code = textwrap.dedent(inspect.getsource(thing)).rstrip()
     name = f"{thing.__module__}.{thing.__qualname__}"
-    _show({"text/markdown": f"```python\n{code}\n```"}, {"kind": "source", "name": name, "code": code})
+    _show(
+        {"text/markdown": f"```python\n{code}\n```"}, {"kind": "source", "name": name, "code": code}
+    )
 
 
 def _show(bundle, record):
@@ -191,6 +206,4 @@ def _seeds(histories):
     steps = histories[0].run.steps
     if len(seeds) == 1:
         return f"Seed {seeds[0]}, {steps:,} steps."
-    return (
-        f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {steps:,} steps; thick: the mean; faint: each seed."
-    )
+    return f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {steps:,} steps; thick: the mean; faint: each seed."

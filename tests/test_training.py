@@ -1,0 +1,150 @@
+"""Runs and histories: the same Run gives the same bits, pairs share what they should, what is kept can be trusted."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from study import equivalence, network, training
+
+SHORT = training.Run(sample=True, steps=6, evaluate_every=3, batch_size=20)
+BN, TENSORFLOW_BN = network.METHODS["BN"], network.REFERENCES["BN"]
+
+
+def test_the_same_run_gives_the_same_bits():
+    first, second = training.train(replace(SHORT, **BN)), training.train(replace(SHORT, **BN))
+    assert first.weights_hash == second.weights_hash
+    np.testing.assert_array_equal(first.accuracy, second.accuracy)
+
+
+def test_a_worker_gives_the_same_bits_as_this_process():
+    run = replace(SHORT, **network.METHODS["LN"], seed=1)
+    assert training.run_all([run], jobs=2)[run].weights_hash == training.train(run).weights_hash
+
+
+@pytest.mark.parametrize("method", ["BN", "LN", "WN"])
+def test_every_method_starts_from_the_same_weights(method):
+    plain = network.build((28, 28, 1), seed=3)
+    normalized = network.build((28, 28, 1), seed=3, **network.METHODS[method])
+    other = network.build((28, 28, 1), seed=4)
+    kernels = [
+        sorted((w.shape, w.tobytes()) for w in m.get_weights() if w.ndim > 1)
+        for m in (plain, normalized, other)
+    ]
+    assert kernels[0] == kernels[1]
+    assert kernels[0] != kernels[2]
+
+
+def test_the_order_of_batches_is_the_seeds_alone():
+    order = training.batch_order(100, SHORT)
+    np.testing.assert_array_equal(
+        order, training.batch_order(100, replace(SHORT, **BN, weights_seed=9))
+    )
+    assert (order != training.batch_order(100, replace(SHORT, seed=1))).any()
+    epoch = training.batch_order(100, replace(SHORT, steps=5)).ravel()
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(100))
+
+
+@pytest.mark.parametrize("method", ["BN", "LN", "WN"])
+def test_own_and_tensorflows_agree_after_training_in_float64(method):
+    run = replace(SHORT, dtype="float64", trace=True)
+    own = training.train(replace(run, **network.METHODS[method]))
+    theirs = training.train(replace(run, **network.REFERENCES[method]))
+    assert equivalence.largest_weight_difference(own, theirs) < 1e-13
+    assert (
+        own.weights_hash
+        != training.train(replace(run, **network.METHODS[method], seed=1)).weights_hash
+    )
+
+
+def test_a_wrong_layer_is_told_apart():
+    """The equivalence criterion can fail: another epsilon is no round-off."""
+    run = replace(SHORT, dtype="float64", trace=True)
+    own = training.train(
+        replace(run, norm=BN["norm"], options=(("epsilon", 1e-4), ("momentum", 0.9)))
+    )
+    assert (
+        equivalence.largest_weight_difference(own, training.train(replace(run, **TENSORFLOW_BN)))
+        > 1e-8
+    )
+
+
+def test_repeated_updates_multiply_the_first_steps_motion():
+    run = replace(SHORT, **TENSORFLOW_BN, steps=2, evaluate_every=2, trace=True)
+    once, often = training.train(run), training.train(replace(run, repeat_updates=True))
+    beta_once, beta_often = (h.trace["norm_0/beta"] for h in (once, often))
+    np.testing.assert_array_equal(beta_once[0], beta_often[0])
+    step = beta_once[1] - beta_once[0]
+    np.testing.assert_allclose(beta_often[1] - beta_often[0], 2 * step, rtol=1e-4, atol=1e-9)
+
+
+def test_a_kept_run_is_not_trained_again(monkeypatch):
+    run = replace(SHORT, seed=5)
+    first = training.run_all([run], jobs=1)[run]
+    monkeypatch.setattr(training, "_train_and_keep", lambda *_: pytest.fail("trained again"))
+    again = training.run_all([run], jobs=1)[run]
+    assert again.weights_hash == first.weights_hash
+    np.testing.assert_array_equal(again.training_loss, first.training_loss)
+
+
+def test_a_damaged_run_is_trained_again(capsys):
+    run = replace(SHORT, seed=6)
+    first = training.run_all([run], jobs=1)[run]
+    path = training._cache_folder() / f"{training._key(run)}.run"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert training.run_all([run], jobs=1)[run].weights_hash == first.weights_hash
+    assert "damaged" in capsys.readouterr().err
+    assert hashlib.sha256(path.read_bytes()[32:]).digest() == path.read_bytes()[:32]
+
+
+def test_a_traced_history_comes_back_whole(tmp_path):
+    run = replace(SHORT, **BN, trace=True)
+    history = training.train(run)
+    training._keep(tmp_path / "a.run", history)
+    back = training._restore(tmp_path / "a.run", run)
+    assert set(back.trace) == {"norm_0/gamma", "norm_0/beta", "norm_1/gamma", "norm_1/beta"}
+    for name, value in history.weights.items():
+        np.testing.assert_array_equal(back.weights[name], value)
+    assert back.row() == history.row()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "Received: steps=0"),
+        ({"dtype": "float16"}, "Received: dtype='float16'"),
+        ({"repeat_updates": True}, "Received: norm=None"),
+    ],
+)
+def test_a_wrong_run_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SHORT, **wrong)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="Received: batch_size=20"):
+        training.batch_order(10, SHORT)
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(ValueError, match=r"smoke, default, thorough. Received: 'quick'"):
+        training.profile("quick")
+
+
+@pytest.mark.parametrize(
+    "path", ["keras.layers:NoSuchLayer", "no_such_module:Layer", "BatchNormalization", ""]
+)
+def test_a_wrong_import_path_is_refused(path):
+    with pytest.raises(ValueError, match=r"Expected an import path 'module:Class'.*Received: "):
+        network.resolve(path)
+
+
+def test_drift_needs_the_same_parameters():
+    traces = [
+        training.train(replace(SHORT, **network.METHODS[m], trace=True)) for m in ("BN", "WN")
+    ]
+    with pytest.raises(ValueError, match="Expected two traces of the same parameters"):
+        equivalence.drift(*traces)
