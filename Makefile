@@ -36,15 +36,19 @@ lock:    ## compile requirements.txt anew (needs uv)
 clean:   ## remove what was built; finished runs stay in their cache
 	@rm -rf report/build .pytest_cache .ruff_cache .hypothesis
 
-# Debian keeps pip out of Python: where its python3-venv is missing, its pip is taken from the package, without root.
 .venv/.installed: requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Expected Python 3.11, 3.12 or 3.13, or its path: make PYTHON=..." >&2; exit 1; }
 	@echo "Installing the pinned packages into .venv: some minutes, the first time"
-	@if $(PYTHON) -c "import ensurepip" 2>/dev/null; then $(PYTHON) -m venv .venv; \
-	else $(PYTHON) -m venv --without-pip .venv && cd .venv && apt-get -qq download python3-pip-whl && \
-	  dpkg-deb -x python3-pip-whl_*.deb . && \
-	  bin/python usr/share/python-wheels/pip-*.whl/pip install --quiet --no-index --find-links usr/share/python-wheels pip; \
-	fi || { echo "No virtual environment could be made. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@if $(PYTHON) -c "import ensurepip" 2>/dev/null; then $(PYTHON) -m venv .venv; else $(DEBIAN_VENV); fi || \
+	  { echo "No virtual environment could be made. On Debian: apt-get install python3-venv" >&2; exit 1; }
 	@$(PIP) install --require-hashes --requirement requirements.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# Debian keeps pip, and the certificates it needs, in packages of their own. They can be had without root.
+DEBIAN_VENV = $(PYTHON) -m venv --without-pip .venv && cd .venv && \
+  apt-get -qq download python3-pip-whl ca-certificates && for package in *.deb; do dpkg-deb -x $$package .; done && \
+  PYTHONPATH=$$(echo usr/share/python-wheels/pip-*.whl) bin/python -m pip install --quiet --no-warn-script-location \
+    --no-index --find-links usr/share/python-wheels pip && \
+  { cat usr/share/ca-certificates/mozilla/*.crt; cat /etc/ssl/certs/ca-certificates.crt 2>/dev/null || true; } > certificates.pem && \
+  bin/python -m pip --quiet config --site set global.cert $$PWD/certificates.pem
