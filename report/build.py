@@ -199,7 +199,7 @@ def find_data(parameters):
     try:
         if any(p.get("PROFILE") == "smoke" for p in parameters.values()):
             return data.load(sample=True)
-        return [data.load_or_sample(name) for name in sorted(wanted)][0]
+        return next(data.load_or_sample(name) for name in sorted(wanted))
     except data.DataError as error:
         raise BuildError(str(error), 3) from error
 
@@ -538,7 +538,7 @@ def write_html(document, folder):
 
 
 def write_pdf(document, folder):
-    """A tagged PDF (PDF/UA-1) by Typst. pandoc's Typst drops alternative texts, so images and formulas are written raw."""
+    """A tagged PDF (PDF/UA-1) by Typst. pandoc drops alternative texts there, so images and formulas are written raw."""
     formulas = _typst_formulas(document)
 
     def adapt(element, doc):

@@ -132,6 +132,7 @@ def fault_name(repeated, paired):
 
 
 BOTH_FAULTS, NO_FAULT = fault_name(True, False), fault_name(False, True)
+NO_FAULT_64 = "neither, in float64"
 
 
 def fault_drifts(base, candidate, reference, jobs=0, steps=15):
@@ -144,50 +145,54 @@ def fault_drifts(base, candidate, reference, jobs=0, steps=15):
         steps: how many.
 
     Returns:
-        dict fault name -> DataFrame of `drift`, both faults first, neither last.
+        dict fault name -> DataFrame of `drift`: both faults first, then each, then neither, then neither in float64.
     """
     short = replace(base, steps=steps, evaluate_every=steps, trace=True)
     own = replace(short, **candidate)
     # In 2019 the parameters of TensorFlow's layer were updated t times at step t, and the two networks started from
     # different weights.
-    theirs = {
-        fault_name(repeated, paired): replace(
-            short,
-            **reference,
-            repeat_updates=repeated,
-            weights_seed=None if paired else base.seed + 1_000,
+    pairs = {
+        fault_name(repeated, paired): (
+            own,
+            replace(
+                short,
+                **reference,
+                repeat_updates=repeated,
+                weights_seed=None if paired else base.seed + 1_000,
+            ),
         )
         for repeated in (True, False)
         for paired in (False, True)
     }
-    found = training.run_all([own, *theirs.values()], jobs, "drift")
-    return {name: drift(found[own], found[run]) for name, run in theirs.items()}
+    pairs[NO_FAULT_64] = tuple(replace(run, dtype="float64") for run in pairs[NO_FAULT])
+    found = training.run_all([run for pair in pairs.values() for run in pair], jobs, "drift")
+    return {name: drift(found[own], found[theirs]) for name, (own, theirs) in pairs.items()}
 
 
-def paired_training(base, candidate, reference, jobs=0, steps=500):
-    """Train both layers from the same weights on the same batches, in float64 and float32, and a twin of the reference
-    whose first weight starts one unit in the last place higher.
+def paired_training(base, candidate, reference, jobs=0, steps=500, twins=3):
+    """Train both layers from the same weights on the same batches, in float64 and float32, and twins of the reference
+    in each of which one weight starts one unit in the last place higher.
 
     Args:
         base, candidate, reference, jobs: as in `fault_drifts`.
         steps: how many at most.
+        twins: how many.
 
     Returns:
         dict with `float64` and `float32`, the largest difference of a weight between candidate and reference, `twin`,
-        between the reference and its twin in float32, and `steps`.
+        the largest between the reference and any of its twins in float32, and `steps`.
     """
     steps = min(steps, base.steps)
-    long = replace(base, steps=steps, evaluate_every=steps, trace=True)
-    pairs = {
-        "float64": (
-            replace(long, **candidate, dtype="float64"),
-            replace(long, **reference, dtype="float64"),
-        ),
-        "float32": (replace(long, **candidate), replace(long, **reference)),
-        "twin": (replace(long, **reference, nudge=1), replace(long, **reference)),
-    }
-    found = training.run_all(
-        [run for pair in pairs.values() for run in pair], jobs, "paired training"
+    own, theirs = (
+        replace(base, steps=steps, evaluate_every=steps, trace=True, **layer)
+        for layer in (candidate, reference)
     )
-    apart = {name: largest_weight_difference(found[a], found[b]) for name, (a, b) in pairs.items()}
-    return apart | {"steps": steps}
+    exact = [replace(run, dtype="float64") for run in (own, theirs)]
+    moved = [replace(theirs, nudge=k) for k in range(1, twins + 1)]
+    found = training.run_all([own, theirs, *exact, *moved], jobs, "paired training")
+    return {
+        "float64": largest_weight_difference(*(found[run] for run in exact)),
+        "float32": largest_weight_difference(found[own], found[theirs]),
+        "twin": max(largest_weight_difference(found[run], found[theirs]) for run in moved),
+        "steps": steps,
+    }

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from study import present, statistics
-from study.equivalence import BOTH_FAULTS, NO_FAULT, fault_name
+from study.equivalence import BOTH_FAULTS, NO_FAULT, NO_FAULT_64, fault_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,50 +136,59 @@ def final_drift(drift):
     return float(drift[drift.step == drift.step.max()]["largest"].max())
 
 
-# Far above float32's round-off on parameters near 1, far below a drift that is seen on an axis of hundredths.
-ROUND_OFF = 1e-5
+# Round-off shrinks by 2^-29 from float32 to float64, a difference of meaning not at all: so a drift is round-off if
+# float64 shrinks it at least this much, and a fault counts if it drifts at least this much more than none.
+SHRINKS, STANDS_OUT = 1e-6, 100.0
 
 
-def is_round_off(drift):
-    """Whether no parameter ever differs by more than `ROUND_OFF`."""
-    return bool(drift["largest"].max() <= ROUND_OFF)
+def shrinkage(drifts):
+    """How much float64 shrinks the drift that is left without faults."""
+    return final_drift(drifts[NO_FAULT_64]) / (final_drift(drifts[NO_FAULT]) or 1.0)
+
+
+def is_round_off(drifts):
+    """Whether what is left without faults is round-off."""
+    return shrinkage(drifts) <= SHRINKS
 
 
 def attribution_message(drifts):
-    """The caption's first sentence of the attribution figure: which faults are needed for the drift."""
-    without = drifts[NO_FAULT]
+    """The caption's first sentence of the attribution figure: which faults make the drift."""
+    least = final_drift(drifts[NO_FAULT])
     causes = [
         name
         for name in (fault_name(True, True), fault_name(False, False))
-        if not is_round_off(drifts[name])
+        if final_drift(drifts[name]) > STANDS_OUT * least
     ]
-    if not is_round_off(without):
+    if not is_round_off(drifts):
         return "Even with both faults removed, the parameters drift apart beyond round-off."
     if not causes:
         return "Neither fault moves the parameters beyond round-off."
-    return f"Each of {' and '.join(causes)} alone makes the drift; with both faults removed only round-off is left."
+    makes = f"{' and '.join(causes)} {'each make' if len(causes) > 1 else 'makes'}"
+    return (
+        f"{makes[0].upper()}{makes[1:]} the drift; with both faults removed only round-off is left."
+    )
 
 
 def attribution_sentence(method, drifts):
-    """The finding in full: the share of each fault at the last step."""
+    """The finding in full: the size of the drift with each combination of faults."""
     sizes = {name: final_drift(drift) for name, drift in drifts.items()}
-    last = int(next(iter(drifts.values())).step.max())
+    last = int(drifts[NO_FAULT].step.max())
     for name, size in sizes.items():
         present.number(f"{method.lower()}.drift.{_key(name)}", size, unit="parameter", seeds=1)
-    listed = "; ".join(f"{name}: {size:.1e}" for name, size in sizes.items())
-    return f"Largest difference of a parameter after {last} steps: {listed}. {attribution_message(drifts)}"
+    listed = "; ".join(f"{name} {scientific(size)}" for name, size in sizes.items())
+    return (
+        f"The drift of {method}'s parameters: {attribution_message(drifts)} Largest difference after {last} steps, by "
+        f"fault: {listed}."
+    )
 
 
 def drift_message(drifts):
     """The caption's first sentence of the drift figure."""
-    drifted, repaired = drifts[BOTH_FAULTS], drifts[NO_FAULT]
-    before, after = final_drift(drifted), final_drift(repaired)
-    if is_round_off(repaired) and not is_round_off(drifted):
-        return (
-            f"The drift of 2019 is its training loop's: with both faults parameters part by {before:.1e}, "
-            f"paired properly by {after:.1e}."
-        )
-    return f"With both faults parameters part by {before:.1e}, paired properly by {after:.1e}."
+    before, after = final_drift(drifts[BOTH_FAULTS]), final_drift(drifts[NO_FAULT])
+    told = f"with both faults parameters part by {scientific(before)}, paired properly by {scientific(after)}."
+    if is_round_off(drifts) and before > STANDS_OUT * after:
+        return f"The drift of 2019 is its training loop's: {told}"
+    return f"{told[0].upper()}{told[1:]}"
 
 
 def same_sentence(method, apart):
@@ -188,8 +197,9 @@ def same_sentence(method, apart):
     verdict = "are the same layer" if same else "are not the same layer"
     return (
         f"Own {method} and TensorFlow's {verdict}: after {apart['steps']} paired steps no weight differs by more than "
-        f"{apart['float64']:.1e} in float64; in float32 they are {apart['float32']:.1e} apart, where TensorFlow's layer "
-        f"is {apart['twin']:.1e} apart from itself once a single weight was moved by one unit in the last place."
+        f"{scientific(apart['float64'])} in float64; in float32 they are {scientific(apart['float32'])} apart, where "
+        f"TensorFlow's layer is up to {scientific(apart['twin'])} apart from itself once a single weight was moved by "
+        "one unit in the last place."
     )
 
 
@@ -198,14 +208,13 @@ def same_verdicts(method, apart, drifts):
     key = method.lower()
     for name in ("float64", "float32", "twin"):
         present.number(f"{key}.paired.{name}", apart[name], unit="weight", seeds=1)
-    largest = float(drifts[NO_FAULT]["largest"].max())
     present.verdict(
         "V1",
         f"{key}.drift",
-        f"{method}: the parameters of properly paired networks differ by round-off",
-        largest,
-        ROUND_OFF,
-        is_round_off(drifts[NO_FAULT]),
+        f"{method}: float64 shrinks the drift of properly paired parameters as round-off shrinks",
+        shrinkage(drifts),
+        SHRINKS,
+        is_round_off(drifts),
     )
     present.verdict(
         "V1",
@@ -218,7 +227,7 @@ def same_verdicts(method, apart, drifts):
     present.verdict(
         "V1",
         f"{key}.paired.float32",
-        f"{method}: in float32 no further apart than twice TensorFlow's one-ulp twin",
+        f"{method}: in float32 no further apart than twice TensorFlow's layer from its one-ulp twins",
         apart["float32"],
         2 * apart["twin"],
         apart["float32"] <= 2 * apart["twin"],
@@ -283,10 +292,10 @@ def reason_sentence(arms):
     present.number("ln.reason.axes", axis, unit="fraction", seeds=len(arms["rows", False]))
     present.number("ln.reason.updates", updates, unit="fraction", seeds=len(arms["rows", True]))
     return (
-        f"The study of 2019 broke off at 'the reason is'. {reason_message(arms)} Normalizing rows instead of whole images "
-        f"changes the final accuracy by {_signed(-100 * axis)} points, repeating the updates over rows by "
-        f"{_signed(-100 * updates)} points more (means over {len(arms['rows', True])} seeds), and with both the curve moves "
-        f"by {rough:.2f} points from one measurement to the next, where it moves by {steady:.2f} otherwise."
+        f"The study of 2019 broke off at 'the reason is'. {reason_message(arms)} Normalizing rows instead of "
+        f"whole images changes the final accuracy by {_signed(-100 * axis)} points, repeating the updates over rows by "
+        f"{_signed(-100 * updates)} points more (means over {len(arms['rows', True])} seeds), and with both the curve "
+        f"moves by {rough:.2f} points from one measurement to the next, where it moves by {steady:.2f} otherwise."
     )
 
 
@@ -365,14 +374,14 @@ class Ranking:
             cost = self._milliseconds(comparison.name_a) / self._milliseconds(self.baseline)
             saved = comparison.steps / comparison.steps_to_target
             parts.append(
-                f"{comparison.name_a} needs {saved:.1f} times fewer steps to the target and {cost:.1f} times the time for each, "
-                f"so that it is {saved / cost:.1f} times as fast in seconds"
+                f"{comparison.name_a} needs {saved:.1f} times fewer steps to the target and {cost:.1f} times the "
+                f"time for each, so that it is {saved / cost:.1f} times as fast in seconds"
                 if np.isfinite(comparison.steps_to_target)
                 else f"{comparison.name_a} does not reach the target"
             )
         return (
-            f"In time rather than steps: {'; '.join(parts)}. What the methods that gain have in common is the projection: "
-            "the gradient loses what only shifts or stretches the activations. That this is the cause of the gain is a "
+            f"In time rather than steps: {'; '.join(parts)}. What the methods that gain have in common is the "
+            "projection: the gradient loses what only shifts or stretches the activations. That this is the cause of the gain is a "
             "guess; this comparison does not separate it from the larger steps that it allows."
         )
 
@@ -413,10 +422,11 @@ class Ranking:
 def claims(profile, seeds):
     """What the profile may not claim."""
     if profile == "smoke":
-        return "These runs are a few steps on a sample: they show that everything works, and nothing else may be claimed."
+        return "These runs are a few steps on a sample: they show that everything works, and nothing "
+            "else may be claimed."
     return (
-        f"With {len(seeds)} seeds, speed of convergence may be claimed where the interval says so; gaps in final accuracy "
-        "under half a point may not."
+        f"With {len(seeds)} seeds, speed of convergence may be claimed where the interval says so; gaps in "
+        "final accuracy under half a point may not."
     )
 
 
@@ -426,6 +436,15 @@ def _list(names):
 
 def _steps(steps):
     return f"{steps:,.0f}" if np.isfinite(steps) else "not reached"
+
+
+def scientific(value):
+    """A small number as people write it: 3.1e-05 becomes 3.1 × 10⁻⁵."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if value else "0"
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _record(name, interval, unit, seeds):

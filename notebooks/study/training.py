@@ -256,8 +256,8 @@ def _stretch(model, run, dataset, order):
     return stretch
 
 
-def _evaluation(model, run, dataset, batch=500):
-    """A compiled function that gives accuracy and loss on the test images."""
+def _evaluation(model, run, dataset, batch=50):
+    """A compiled function that gives accuracy and loss on the test images, batches that fit into a cache at a time."""
     images, labels = tf.constant(dataset.x_test), tf.constant(dataset.y_test)
 
     @tf.function
