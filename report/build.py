@@ -538,7 +538,7 @@ def write_html(document, folder):
 
 
 def write_pdf(document, folder):
-    """A tagged PDF (PDF/UA-1) by Typst. pandoc drops alternative texts there, so images and formulas are written raw."""
+    """A tagged PDF (PDF/UA-1) by Typst. pandoc would drop alternative texts, so images and formulas are raw."""
     formulas = _typst_formulas(document)
 
     def adapt(element, doc):

@@ -381,8 +381,8 @@ class Ranking:
             )
         return (
             f"In time rather than steps: {'; '.join(parts)}. What the methods that gain have in common is the "
-            "projection: the gradient loses what only shifts or stretches the activations. That this is the cause of the gain is a "
-            "guess; this comparison does not separate it from the larger steps that it allows."
+            "projection: the gradient loses what only shifts or stretches the activations. That this is "
+            "the cause of the gain is a guess; this comparison does not separate it from the larger steps that it allows."
         )
 
     def table(self):
@@ -422,8 +422,10 @@ class Ranking:
 def claims(profile, seeds):
     """What the profile may not claim."""
     if profile == "smoke":
-        return "These runs are a few steps on a sample: they show that everything works, and nothing "
-            "else may be claimed."
+        return (
+            "These runs are a few steps on a sample: they show that everything works, and nothing else "
+            "may be claimed."
+        )
     return (
         f"With {len(seeds)} seeds, speed of convergence may be claimed where the interval says so; gaps in "
         "final accuracy under half a point may not."

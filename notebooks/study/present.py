@@ -38,7 +38,7 @@ def use_style():
 
 
 def style(method, reference=False):
-    """The look of a method's line, as keyword arguments of `plot`; a reference is drawn over it, thin, black and dotted."""
+    """The look of a method's line, for `plot`; a reference is drawn over it, thin, black and dotted."""
     if reference:
         return {"color": "black", "ls": (0, (2, 2)), "lw": 1.0}
     return {"color": COLORS.get(method, "#000000"), "ls": LINES.get(method, "-")}

@@ -154,6 +154,23 @@ class History:
             "milliseconds_per_step": self.milliseconds_per_step,
         }
 
+    def until(self, step):
+        """The same history, as if the run had ended after the measurement at this step."""
+        if step not in self.steps:
+            raise ValueError(f"Expected a measured step, of {self.steps}. Received: {step}")
+        measured = int(np.flatnonzero(self.steps == step)[0]) + 1
+        return dataclasses.replace(
+            self,
+            run=dataclasses.replace(self.run, steps=int(step)),
+            steps=self.steps[:measured],
+            accuracy=self.accuracy[:measured],
+            loss=self.loss[:measured],
+            training_loss=self.training_loss[:step],
+            trace={name: values[:step] for name, values in self.trace.items()},
+            weights={},
+            weights_hash="",
+        )
+
     @property
     def diverged(self):
         """Whether the training left the finite numbers."""

@@ -1,0 +1,300 @@
+"""The report: built whole from notebooks, or not at all and with the reason named."""
+
+import json
+import pathlib
+import re
+import sys
+
+import nbformat
+import pypdf
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "report"))
+import build  # noqa: E402
+
+TEXT = r"""# A toy section
+
+A sentence [@ioffe2015] with $\gamma$, and [Equation](#eq-toy), [Figure](#fig-toy), [Table](#tbl-toy).
+
+$$ y = \gamma \hat x + \beta . \label{eq-toy} $$
+"""
+SHOW = """
+import matplotlib.pyplot as plt
+import pandas as pd
+from study import present
+present.use_style()
+figure, axes = plt.subplots()
+axes.plot([1, 2, 3], LEVEL * pd.Series([1, 2, 3]))
+present.number("toy.level", LEVEL, interval=(0, 1), unit="fraction", seeds=3)
+present.figure(figure, "fig-toy", "The line rises.", "How to read it.")
+present.table(pd.DataFrame({"a|b": ["x", "y"], "n": [1, 2]}), "tbl-toy", "Two rows.")
+present.verdict("V1", "toy", "nothing is wrong", float("inf"), 1.0, False)
+present.verdicts("V1", "tbl-toy-verdicts", "Toy verdicts.")
+present.state(f"The level is {LEVEL}.", key="bn.answer")
+present.source(present.number)
+print("printed")
+"""
+
+
+def notebook(folder, *cells, name="01_toy"):
+    """A notebook of its parameters and the given cells: Markdown where one starts with '# '."""
+    folder.mkdir(exist_ok=True)
+    made = [
+        nbformat.v4.new_code_cell("LEVEL = 0.5\nNAME = 'toy'", metadata={"tags": ["parameters"]})
+    ]
+    for cell in cells:
+        kind = nbformat.v4.new_markdown_cell if cell.startswith("# ") else nbformat.v4.new_code_cell
+        made.append(kind(cell))
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": spec}),
+        folder / f"{name}.ipynb",
+    )
+    return folder
+
+
+def make(tmp_path, *cells, arguments=()):
+    folder = notebook(tmp_path / "notebooks", *cells)
+    build.main(
+        [
+            "--profile",
+            "smoke",
+            "--notebooks",
+            str(folder),
+            "--output",
+            str(tmp_path / "out"),
+            *arguments,
+        ]
+    )
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("toy"), TEXT, SHOW, arguments=["--set", "LEVEL=0.25"])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The whole report in the smoke profile, with another seed than the default."""
+    output = tmp_path_factory.mktemp("report")
+    build.main(["--profile", "smoke", "--output", str(output), "--set", "SEED=7"])
+    return output
+
+
+def network_requests(html):
+    """Every address that a browser would fetch when it opens the page."""
+    tags = "img|script|link|iframe|source|video|audio|object|embed"
+    fetching = rf'<(?:{tags})\b[^>]*?(?:src|href|data)\s*=\s*["\']?([^"\'\s>]+)'
+    found = (
+        re.findall(fetching, html)
+        + re.findall(r"url\(\s*[\"']?([^)\"']+)", html)
+        + re.findall(r"@import\s+(\S+)", html)
+    )
+    return [address for address in found if not address.startswith(("data:", "#"))]
+
+
+# --- the toy report ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_asks_nothing_of_the_network(toy):
+    assert network_requests((toy / "report.html").read_text()) == []
+    assert (
+        network_requests(
+            '<img src="https://example.org/a.png"><style>a{background:url(b.png)}</style>'
+        )
+        != []
+    )
+
+
+def test_the_page_has_numbers_links_captions_and_alternative_texts(toy):
+    html = (toy / "report.html").read_text()
+    for text in (
+        "Figure 1.",
+        "The line rises.",
+        "Table 2.",
+        "Two rows.",
+        "<math",
+        "<td",
+        "Ioffe",
+        "The level is 0.25.",
+    ):
+        assert text in html
+    for target in ("eq-toy", "fig-toy", "tbl-toy"):
+        assert f'href="#{target}"' in html
+        assert html.count(f'id="{target}"') == 1
+    assert re.search(r'<img[^>]*alt="[^"]*The line rises', html)
+    assert "a|b" in html
+    assert "sample of the data" in html
+
+
+def test_the_pdf_has_pages_text_and_figures(toy):
+    pdf = pypdf.PdfReader(toy / "report.pdf")
+    text = "".join(page.extract_text() for page in pdf.pages)
+    for words in ("Normalization layers", "The line rises", "Two rows", "References", "def number"):
+        assert words in text
+    assert pdf.trailer["/Root"]["/MarkInfo"]["/Marked"]
+    assert str(pdf.trailer["/Root"]["/Lang"]) == "en"
+
+
+def test_results_hold_numbers_verdicts_and_provenance(toy):
+    results = json.loads((toy / "results.json").read_text())
+    assert results["numbers"]["toy.level"] == {
+        "value": 0.25,
+        "interval": [0.0, 1.0],
+        "unit": "fraction",
+        "seeds": 3,
+    }
+    (verdict,) = results["verdicts"]
+    assert (verdict["verdict"], verdict["measured"], verdict["id"]) == ("fails", "inf", "toy")
+    assert results["sentences"]["bn.answer"] == "The level is 0.25."
+    provenance = results["provenance"]
+    assert provenance["data"]["sample"] is True
+    assert {
+        "date",
+        "profile",
+        "commit",
+        "machine",
+        "versions",
+        "seconds",
+        "threads of a run",
+    } <= set(provenance)
+
+
+def test_a_second_build_is_the_same_to_the_byte_but_for_its_provenance(toy, tmp_path):
+    again = make(tmp_path, TEXT, SHOW, arguments=["--set", "LEVEL=0.25"])
+
+    def without_provenance(folder):
+        html = (folder / "report.html").read_text()
+        return re.sub(r'<section id="sec-provenance".*?</section>', "", html, flags=re.S)
+
+    assert without_provenance(again) == without_provenance(toy)
+
+
+# --- what can go wrong ---------------------------------------------------------------------------------------------
+
+
+def fails(capsys, code, tmp_path, *cells, arguments=()):
+    with pytest.raises(SystemExit) as stopped:
+        make(tmp_path, *cells, arguments=arguments)
+    assert stopped.value.code == code
+    return capsys.readouterr().err
+
+
+def test_a_failing_cell_is_named_and_the_last_report_stays(capsys, tmp_path):
+    good = make(tmp_path, TEXT, SHOW)
+    before = {f.name: f.read_bytes() for f in good.iterdir() if f.is_file()}
+    told = fails(capsys, 1, tmp_path, TEXT, "1 / 0")
+    assert "01_toy.ipynb, cell 3: ZeroDivisionError: division by zero" in re.sub(
+        r"\x1b\S*?m", "", told
+    )
+    assert {f.name: f.read_bytes() for f in good.iterdir() if f.is_file()} == before
+    assert not list(tmp_path.glob(".building-*"))
+
+
+def test_a_cell_that_leaves_early_is_a_failure(capsys, tmp_path):
+    told = fails(capsys, 1, tmp_path, TEXT, "import sys; sys.exit(0)", "print('never')")
+    assert "01_toy.ipynb, cell" in told
+
+
+def test_a_kernel_that_dies_is_a_failure(capsys, tmp_path):
+    told = fails(capsys, 1, tmp_path, TEXT, "import os; os._exit(1)", "print('never')")
+    assert "01_toy.ipynb" in told
+
+
+def test_a_reference_to_nothing_is_named(capsys, tmp_path):
+    assert "#fig-missing" in fails(capsys, 1, tmp_path, "# A\n\nSee [Figure](#fig-missing).")
+
+
+def test_a_label_given_twice_is_named(capsys, tmp_path):
+    assert "fig-toy" in fails(capsys, 1, tmp_path, TEXT, SHOW, SHOW.split("present.table")[0])
+
+
+def test_a_formula_that_cannot_be_converted_is_an_error(capsys, tmp_path):
+    assert "pandoc" in fails(capsys, 1, tmp_path, "# A\n\n$$ \\nosuchcommand{x} $$")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("NOPE=1", "among LEVEL, NAME. Received: NOPE=1"),
+        ("LEVEL=high", "type float. Received: LEVEL='high'"),
+        ("LEVEL", "NAME=VALUE"),
+    ],
+)
+def test_a_wrong_setting_is_refused(capsys, tmp_path, setting, message):
+    assert message in fails(capsys, 2, tmp_path, TEXT, arguments=["--set", setting])
+
+
+def test_a_setting_is_parsed_never_evaluated(tmp_path, capsys):
+    mark = tmp_path / "evaluated"
+    fails(capsys, 2, tmp_path, TEXT, arguments=["--set", f"LEVEL=open({str(mark)!r}, 'w')"])
+    assert not mark.exists()
+
+
+def test_an_unknown_section_is_refused(capsys, tmp_path):
+    assert "among 01. Received: 07" in fails(capsys, 2, tmp_path, TEXT, arguments=["--only", "07"])
+
+
+def test_missing_data_have_their_own_exit_code(capsys, tmp_path, monkeypatch):
+    folder = notebook(tmp_path / "notebooks", TEXT)
+    monkeypatch.setenv("NORMLIB_DATA", str(tmp_path))
+    with pytest.raises(SystemExit) as stopped:
+        build.main(
+            [
+                "--notebooks",
+                str(folder),
+                "--output",
+                str(tmp_path / "out"),
+                "--data-dir",
+                str(tmp_path),
+            ]
+        )
+    assert stopped.value.code == 3
+    assert "NORMLIB_DATA" in capsys.readouterr().err
+
+
+# --- the real report, in the smoke profile ---------------------------------------------------------------------------
+
+
+def test_the_whole_report_is_built(report):
+    html = (report / "report.html").read_text()
+    assert network_requests(html) == []
+    for section in (
+        "Batch normalization",
+        "Layer normalization",
+        "Weight normalization",
+        "All methods compared",
+    ):
+        assert section in html
+    assert len(re.findall(r"<figure", html)) >= 12
+    assert "not computed in this build" not in html
+    assert "evidence of nothing" in html
+    pdf = pypdf.PdfReader(report / "report.pdf")
+    assert len(pdf.pages) >= 12
+    assert len(list((report / "notebooks").glob("0*.ipynb"))) == 4
+
+
+def test_own_and_tensorflows_layers_agree_in_the_report(report):
+    results = json.loads((report / "results.json").read_text())
+    verdicts = {row["id"]: row for row in results["verdicts"]}
+    for method in ("bn", "ln", "wn"):
+        for name in ("paired.float64", "drift"):
+            assert verdicts[f"{method}.{name}"]["verdict"] == "holds"
+
+
+def test_parameters_reach_the_notebooks(report):
+    results = json.loads((report / "results.json").read_text())
+    assert {run["seed"] for run in results["runs"]} == {7, 8, 9}
+    assert all(p["SEED"] == 7 for p in results["provenance"]["parameters"].values())
+
+
+def test_executed_notebooks_and_page_carry_no_path_of_this_machine(report):
+    for file in [report / "report.html", *sorted((report / "notebooks").glob("*.ipynb"))]:
+        text = file.read_text()
+        if file.suffix == ".ipynb":
+            cells = nbformat.reads(text, as_version=4).cells
+            text = json.dumps([cell.get("outputs", []) for cell in cells])
+        assert str(ROOT) not in text
+        assert str(pathlib.Path.home()) not in text
