@@ -382,7 +382,8 @@ class Ranking:
         return (
             f"In time rather than steps: {'; '.join(parts)}. What the methods that gain have in common is the "
             "projection: the gradient loses what only shifts or stretches the activations. That this is "
-            "the cause of the gain is a guess; this comparison does not separate it from the larger steps that it allows."
+            "the cause of the gain is a guess; this comparison does not separate it from the larger steps that "
+            "it allows."
         )
 
     def table(self):
