@@ -18,7 +18,7 @@ report: .venv/.installed  ## build report/build/report.html and .pdf [PROFILE=sm
 	  $(ONLY:%=--only %) $(SET:%=--set %) $(if $(DATA),--data-dir "$(DATA)")
 
 test: lint  ## lint, then all tests; among them the whole report in the smoke profile
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: .venv/.installed  ## style of code and notebooks; notebooks are stored without outputs
 	@$(BIN)/ruff check --quiet .

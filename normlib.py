@@ -31,6 +31,7 @@ import operator
 import typing
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 __all__ = [
@@ -38,8 +39,12 @@ __all__ = [
     "GroupNormalization",
     "InstanceNormalization",
     "LayerNormalization",
+    "MeanOnlyBatchNormalization",
     "RMSNormalization",
     "WeightNormalization",
+    "fold",
+    "initialize_from_data",
+    "recalibrate",
     "standardize",
     "weight_normalize",
 ]
@@ -569,6 +574,7 @@ class BatchNormalization(_Normalization):
 
     _config = (*_Normalization._config, "momentum", "synchronized")
     _parts = (*_Normalization._parts, "moving_mean_initializer", "moving_variance_initializer")
+    _statistics = ("moving_mean", "moving_variance")
 
     def __init__(
         self,
@@ -606,7 +612,7 @@ class BatchNormalization(_Normalization):
 
     def build(self, input_shape):
         super().build(input_shape)
-        for name in ("moving_mean", "moving_variance"):
+        for name in self._statistics:
             weight = self.add_weight(
                 shape=(input_shape[self._features[0]],),
                 name=name,
@@ -632,8 +638,8 @@ class BatchNormalization(_Normalization):
             )
         if self.synchronized:
             options["all_reduce"] = _sum_over_replicas
-        y, mean, variance = self._standardize(inputs, **options)
-        self._average(mean, variance)
+        y, *statistics = self._standardize(inputs, **options)
+        self._average(statistics)
         return y
 
     def _infer(self, x):
@@ -647,13 +653,59 @@ class BatchNormalization(_Normalization):
         y = (x_wide - mean) * (inv_std if gamma is None else inv_std * gamma)
         return tf.cast(y if beta is None else y + beta, self.compute_dtype)
 
-    def _average(self, mean, variance):
-        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+    def _average(self, statistics):
+        for name, batch in zip(self._statistics, statistics, strict=True):
+            moving = getattr(self, name)
             old = _widen(tf.convert_to_tensor(moving))
             new = old * self.momentum + tf.cast(tf.reshape(batch, old.shape), old.dtype) * (
                 1.0 - self.momentum
             )
             moving.assign(tf.where(tf.math.is_finite(new), new, old))
+
+
+@keras.saving.register_keras_serializable("normlib")
+class MeanOnlyBatchNormalization(BatchNormalization):
+    """Take the batch's mean out of each feature and leave its deviation (Salimans and Kingma 2016).
+
+    y = x - mean + beta: the companion of `WeightNormalization`, which fixes the deviation through the weights.
+
+    Shapes, call arguments and errors: as BatchNormalization, without gamma and variance.
+
+    Args:
+        axis: int, the feature axis. Default -1.
+        momentum: weight of the old moving mean, from 0 to 1. Default 0.99.
+        center: whether there is a beta. Default True.
+        **kwargs: beta's and the moving mean's options, `synchronized`, and a Keras layer's own arguments.
+
+    Reference: arXiv:1602.07868, section 4.
+    """
+
+    _config = ("axis", "momentum", "center", "synchronized")
+    _parts = tuple(p for p in BatchNormalization._parts if "gamma" not in p and "variance" not in p)
+    _statistics = ("moving_mean",)
+
+    def __init__(self, axis=-1, momentum=0.99, center=True, **kwargs):
+        super().__init__(axis, momentum, center=center, scale=False, **kwargs)
+
+    def _standardize(self, x, weights=None, all_reduce=None):
+        _check_floating(x)
+        axes = self._reduction_axes(self._rank)
+        combine, count = _averaging(
+            _Plan(axes, 0.0, True, None, False, False, weights, all_reduce), x
+        )
+        x_wide = _widen(x)
+        counted = x_wide if weights is None else tf.where(weights > 0, x_wide, 0.0)
+        mean = combine(_sum(counted, axes)) / count
+        return self._shift(x_wide, mean), tf.stop_gradient(mean)
+
+    def _infer(self, x):
+        _check_floating(x)
+        return self._shift(_widen(x), self._broadcast(self.moving_mean))
+
+    def _shift(self, x, mean):
+        y = x - tf.cast(mean, x.dtype)
+        y = y if self.beta is None else y + tf.cast(self._broadcast(self.beta), x.dtype)
+        return tf.cast(y, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -846,6 +898,7 @@ class WeightNormalization(keras.layers.Wrapper):
 
     def build(self, input_shape=None):
         super().build(input_shape)
+        self._waits_for_data = False
         self._kernels = []
         for name, v, axes in _kernels(self.layer):
             length = tf.sqrt(tf.reduce_sum(tf.square(tf.convert_to_tensor(v)), axes))
@@ -866,10 +919,39 @@ class WeightNormalization(keras.layers.Wrapper):
         ]
 
     def call(self, inputs, **kwargs):
+        if self._waits_for_data:
+            self._set_from_data(inputs)
         computed = dict(zip((id(v) for v, _, _ in self._kernels), self.kernels(), strict=True))
         trainable = [computed.get(id(v), v) for v in self.layer.trainable_variables]
         fixed = [computed.get(id(v), v) for v in self.layer.non_trainable_variables]
         return self.layer.stateless_call(trainable, fixed, inputs, **kwargs)[0]
+
+    def _set_from_data(self, inputs):
+        """Give g and the bias the values with which these inputs have outputs of mean 0 and deviation 1."""
+        layer, (_, _, g) = self.layer, self._kernels[-1]
+        if getattr(layer, "bias", None) is None:
+            raise ValueError(f"Expected a wrapped layer with a bias. Received: {layer!r}")
+        self._waits_for_data, activation = False, layer.activation
+        layer.activation = keras.activations.linear
+        try:
+            g.assign(tf.ones_like(g))
+            layer.bias.assign(tf.zeros_like(layer.bias))
+            t = _widen(self(inputs))
+        finally:
+            layer.activation = activation
+        units = (
+            1
+            if getattr(layer, "data_format", "channels_last") == "channels_first"
+            else t.shape.rank - 1
+        )
+        mean, variance = tf.nn.moments(t, [axis for axis in range(t.shape.rank) if axis != units])
+        if not bool(tf.reduce_all(variance > 0)):
+            raise ValueError(
+                f"Expected inputs with which every output of {layer.name} varies. Received: {inputs!r}"
+            )
+        inv_std = tf.math.rsqrt(variance)
+        g.assign(tf.cast(tf.reshape(inv_std, g.shape), g.dtype))
+        layer.bias.assign(tf.cast(tf.reshape(-mean * inv_std, layer.bias.shape), layer.bias.dtype))
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
@@ -901,22 +983,196 @@ def _kernels(layer):
     return found
 
 
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+
+
 def _vector_axes(layer, name, kernel):
     """The kernel's axes that are summed over for one output unit: all but its output axes."""
     rank = len(kernel.shape)
     if isinstance(layer, keras.layers.EinsumDense):
         operands, output = layer.equation.split("->")
         return tuple(a for a, label in enumerate(operands.split(",")[1]) if label not in output)
-    transposed = (
-        keras.layers.Conv1DTranspose,
-        keras.layers.Conv2DTranspose,
-        keras.layers.Conv3DTranspose,
-    )
-    depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-    if isinstance(layer, transposed):
+    if isinstance(layer, _TRANSPOSED):
         outputs = {rank - 2}
-    elif name == "depthwise_kernel" or isinstance(layer, depthwise):
+    elif name == "depthwise_kernel" or isinstance(layer, _DEPTHWISE):
         outputs = {rank - 2, rank - 1}
     else:
         outputs = {rank - 1}
     return tuple(axis for axis in range(rank) if axis not in outputs)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Tools for whole models
+# --------------------------------------------------------------------------------------------------------------
+
+
+def initialize_from_data(model, inputs):
+    r"""Set every g and bias under `WeightNormalization` so that its outputs start with mean 0 and deviation 1.
+
+    $$ g = 1 / \sigma[t], \quad b = -\mu[t] / \sigma[t], \quad t = v \cdot x / |v| $$
+
+    The layers are set one after the other, in the order in which the model calls them, from one batch.
+
+    Args:
+        model: a Keras model that holds `WeightNormalization` layers; it is built if need be.
+        inputs: floating-point tensor, one batch of the model's inputs.
+
+    Raises:
+        ValueError: the model holds no such layer, or one whose outputs do not vary, or one without a bias.
+
+    Reference: Salimans and Kingma 2016 (arXiv:1602.07868), section 3.
+    """
+    layers = _layers_of(WeightNormalization, model)
+    model(inputs)  # builds it
+    for layer in layers:
+        layer._waits_for_data = True
+    try:
+        model(inputs)
+    finally:
+        for layer in layers:
+            layer._waits_for_data = False
+
+
+def recalibrate(model, data):
+    """Make the moving statistics of every batch normalization exact averages over data.
+
+    Moving averages lag behind the weights, and weight the last batches most. Here the weights stay, and each batch
+    counts by its size; that the batches' means differ is part of the variance.
+
+    Args:
+        model: a Keras model that holds trainable `BatchNormalization` layers.
+        data: iterable of batches of inputs, such as a list of arrays or a `tf.data.Dataset`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: no such layer in the model, or no batch in the data.
+
+    Reference: Wu and Johnson 2021 (arXiv:2105.07576), section 3.1.
+    """
+    layers = _layers_of(BatchNormalization, model)
+    kept = [layer.momentum for layer in layers]
+    count, sums = 0, 0.0
+    try:
+        for layer in layers:
+            layer.momentum = 0.0  # the moving statistics become each batch's
+        for batch in data:
+            model(batch, training=True)
+            mean, variance = (
+                [np.asarray(getattr(layer, name), "float64") for layer in layers]
+                for name in layers[0]._statistics
+            )
+            terms = [(m, v + m**2) for m, v in zip(mean, variance, strict=True)]
+            sums = sums + len(batch) * np.array(terms, dtype=object)
+            count += len(batch)
+    finally:
+        for layer, momentum in zip(layers, kept, strict=True):
+            layer.momentum = momentum
+    if not count:
+        raise ValueError("Expected at least one batch of data. Received: none")
+    for layer, (mean, square) in zip(layers, sums / count, strict=True):
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(np.maximum(square - mean**2, 0.0))
+    return model
+
+
+def fold(model):
+    r"""A model for inference without batch normalization: each is folded into the layer before it.
+
+    $$ w' = w s, \quad b' = \beta + (b - \mu) s, \quad s = \gamma / \sqrt{\sigma^2 + \epsilon} $$
+
+    Exact up to round-off, with any padding, where a normalization of the last axis directly follows a Dense layer or a
+    convolution (transposed, depthwise, separable too) without activation. Others stay as they are.
+
+    Args:
+        model: a built Sequential or Functional model; it is left unchanged.
+
+    Returns:
+        A new model with the same outputs in inference; an identity stands where a normalization was.
+
+    Raises:
+        TypeError: a model that is neither Sequential nor Functional.
+    """
+    if not isinstance(model, (keras.Sequential, keras.Model)) or not hasattr(model, "inputs"):
+        raise TypeError(f"Expected a Sequential or Functional model. Received: {model!r}")
+    into = {}  # name of a layer -> the normalization that is folded into it
+    for norm in model.layers:
+        if type(norm) is BatchNormalization and (layer := _foldable_before(norm)) is not None:
+            into[layer.name] = norm
+    gone = {norm.name for norm in into.values()}
+
+    def clone(layer):
+        if layer.name in gone:
+            return keras.layers.Identity(name=layer.name)
+        config = layer.get_config() | ({"use_bias": True} if layer.name in into else {})
+        return type(layer).from_config(config)
+
+    def call(layer, x, *arguments, **options):  # an identity takes no mask and no training
+        return layer(x) if layer.name in gone else layer(x, *arguments, **options)
+
+    options = {} if isinstance(model, keras.Sequential) else {"call_function": call}
+    copy = keras.models.clone_model(model, clone_function=clone, **options)
+    for layer in model.layers:
+        if layer.weights and layer.name not in gone:
+            weights = _fold(layer, into[layer.name]) if layer.name in into else layer.get_weights()
+            copy.get_layer(layer.name).set_weights(weights)
+    return copy
+
+
+_FOLDABLE = (
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+    *_TRANSPOSED,
+    *_DEPTHWISE,
+)
+
+
+def _foldable_before(norm):
+    """The layer that a normalization can be folded into: its only input, read by nothing else, linear; or None."""
+    nodes = norm._inbound_nodes
+    if len(nodes) != 1 or len(nodes[0].parent_nodes) != 1 or norm._features != [norm._rank - 1]:
+        return None
+    layer = nodes[0].parent_nodes[0].operation
+    channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    if (
+        not isinstance(layer, _FOLDABLE)
+        or channels_first
+        or layer.activation is not keras.activations.linear
+    ):
+        return None
+    return layer if len(layer._outbound_nodes) == len(layer._inbound_nodes) == 1 else None
+
+
+def _fold(layer, norm):
+    """The layer's weights, with the normalization in its last kernel and in its bias."""
+    scale = (1.0 if norm.gamma is None else norm.gamma.numpy()) / np.sqrt(
+        norm.moving_variance.numpy() + norm.epsilon
+    )
+    shift = 0.0 if norm.beta is None else norm.beta.numpy()
+    bias = layer.bias.numpy() if layer.use_bias else 0.0
+    *others, (_, kernel, axes) = _kernels(layer)
+    units = [1 if axis in axes else size for axis, size in enumerate(kernel.shape)]
+    folded = kernel.numpy() * scale.reshape(units)
+    return [
+        *(other.numpy() for _, other, _ in others),
+        folded,
+        shift + (bias - norm.moving_mean.numpy()) * scale,
+    ]
+
+
+def _layers_of(kind, model):
+    """All layers of a kind in a model, nested ones too."""
+    found = [layer for layer in model._flatten_layers() if type(layer) is kind]
+    if not found:
+        raise ValueError(f"Expected a model with {kind.__name__} layers. Received: {model!r}")
+    return found

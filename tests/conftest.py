@@ -34,3 +34,10 @@ def keras_as_found():
     yield
     keras.config.set_dtype_policy(policy)
     keras.config.set_floatx(floatx)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that look at the same built report run on the same worker, so that it is built once."""
+    for item in items:
+        for fixture in {"report", "toy"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(fixture))

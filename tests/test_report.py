@@ -3,15 +3,13 @@
 import json
 import pathlib
 import re
-import sys
 
+import build
 import nbformat
 import pypdf
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "report"))
-import build  # noqa: E402
 
 TEXT = r"""# A toy section
 

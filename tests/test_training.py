@@ -73,7 +73,7 @@ def test_a_wrong_layer_is_told_apart():
 def test_repeated_updates_multiply_the_first_steps_motion():
     run = replace(SHORT, **TENSORFLOW_BN, steps=2, evaluate_every=2, trace=True)
     once, often = training.train(run), training.train(replace(run, repeat_updates=True))
-    beta_once, beta_often = (h.trace["norm_0/beta"] for h in (once, often))
+    beta_once, beta_often = (h.trace["norm_conv/beta"] for h in (once, often))
     np.testing.assert_array_equal(beta_once[0], beta_often[0])
     step = beta_once[1] - beta_once[0]
     np.testing.assert_allclose(beta_often[1] - beta_often[0], 2 * step, rtol=1e-4, atol=1e-9)
@@ -105,7 +105,7 @@ def test_a_traced_history_comes_back_whole(tmp_path):
     history = training.train(run)
     training._keep(tmp_path / "a.run", history)
     back = training._restore(tmp_path / "a.run", run)
-    assert set(back.trace) == {"norm_0/gamma", "norm_0/beta", "norm_1/gamma", "norm_1/beta"}
+    assert set(back.trace) == {"norm_conv/gamma", "norm_conv/beta"}
     for name, value in history.weights.items():
         np.testing.assert_array_equal(back.weights[name], value)
     assert back.row() == history.row()

@@ -1,0 +1,163 @@
+"""What is done to a model: folding, recalibration, initialization from data, mean-only normalization."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from references import assert_close, random
+
+import normlib
+
+L = keras.layers
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network with every kind of layer that a normalization can be folded into, trained for a while."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((12, 12, 3))
+    x = L.Conv2D(6, 3, padding="same", use_bias=False)(inputs)
+    x = normlib.BatchNormalization(momentum=0.9)(x)
+    x = L.ReLU()(x)
+    x = L.DepthwiseConv2D(3, padding="same")(x)
+    x = normlib.BatchNormalization(scale=False)(x)
+    x = L.SeparableConv2D(8, 3, padding="same")(x)
+    x = normlib.BatchNormalization(center=False)(x)
+    x = L.Conv2DTranspose(5, 3, padding="same")(x)
+    x = normlib.BatchNormalization()(x)
+    x = L.Conv2D(4, 3, padding="same", activation="relu")(x)
+    x = normlib.BatchNormalization(name="behind_an_activation")(x)
+    x = L.Dense(7)(L.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, L.Dense(2)(normlib.BatchNormalization()(x)))
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    images = rng.normal(1.0, 2.0, (128, 12, 12, 3)).astype("float32")
+    model.fit(images, images.mean((1, 2))[:, :2], epochs=3, batch_size=16, verbose=0)
+    return model, images
+
+
+def test_a_folded_model_gives_the_same_outputs(trained):
+    model, images = trained
+    before = model.get_weights()
+    folded = normlib.fold(model)
+    assert_close(folded.predict(images, verbose=0), model.predict(images, verbose=0), 1e-5)
+    kept = [layer.name for layer in folded.layers if isinstance(layer, normlib.BatchNormalization)]
+    assert kept == ["behind_an_activation"]
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_sequential_model_is_folded(rng):
+    model = keras.Sequential(
+        [keras.Input((5,)), L.Dense(4), normlib.BatchNormalization(), L.ReLU()]
+    )
+    model.layers[1].set_weights([rng.uniform(0.5, 1.5, 4) for _ in range(4)])
+    x = random(rng, (6, 5), "float32")
+    folded = normlib.fold(model)
+    assert_close(folded(x), model(x), 1e-6)
+    assert not any(isinstance(layer, normlib.BatchNormalization) for layer in folded.layers)
+
+
+def test_a_layer_that_something_else_reads_is_not_folded(rng):
+    inputs = keras.Input((5,))
+    shared = L.Dense(4)(inputs)
+    model = keras.Model(inputs, L.Add()([normlib.BatchNormalization(name="kept")(shared), shared]))
+    model.get_layer("kept").moving_mean.assign(rng.normal(size=4))
+    folded = normlib.fold(model)
+    x = random(rng, (6, 5), "float32")
+    assert_close(folded(x), model(x), 1e-6)
+    assert isinstance(folded.get_layer("kept"), normlib.BatchNormalization)
+
+
+def test_recalibrated_statistics_are_the_exact_averages(trained):
+    model, images = trained
+    model = keras.models.clone_model(model)
+    model.set_weights(trained[0].get_weights())
+    first = next(layer for layer in model.layers if isinstance(layer, normlib.BatchNormalization))
+    momentum = first.momentum
+    batches = [images[:50], images[50:60], images[60:]]
+    assert normlib.recalibrate(model, batches) is model
+    activations = keras.Model(model.inputs, model.layers[1].output).predict(images, verbose=0)
+    assert_close(first.moving_mean, activations.mean((0, 1, 2)), 1e-5)
+    assert_close(first.moving_variance, activations.astype("float64").var((0, 1, 2)), 1e-5)
+    assert first.momentum == momentum
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: L.Dense(7, activation="relu"),
+        lambda: L.Conv2D(7, 3, padding="same", activation="relu"),
+        lambda: L.DepthwiseConv2D(3, activation="relu"),
+        lambda: L.Conv2DTranspose(7, 3),
+        lambda: L.SeparableConv2D(7, 3),
+    ],
+)
+def test_initialized_from_data_the_outputs_have_mean_0_and_deviation_1(make, rng):
+    wrapped = normlib.WeightNormalization(make())
+    model = keras.Sequential(
+        [keras.Input((6, 6, 3)), normlib.WeightNormalization(L.Conv2D(3, 1)), wrapped]
+    )
+    x = random(rng, (64, 6, 6, 3), "float32")
+    normlib.initialize_from_data(model, x)
+    wrapped.layer.activation = keras.activations.linear
+    y = model(x).numpy()
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0.0, atol=1e-4)
+    np.testing.assert_allclose(y.std((0, 1, 2)), 1.0, atol=1e-3)
+    assert_close(model(x[:4]), y[:4], 1e-5)
+
+
+def test_mean_only_batch_normalization(rng):
+    x, dy = random(rng, (8, 5, 3)), random(rng, (8, 5, 3))
+    layer = normlib.MeanOnlyBatchNormalization(momentum=0.9, dtype="float64")
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+    dx = tape.gradient(y, x, dy)
+    assert_close(y, x - tf.reduce_mean(x, (0, 1)), 1e-14)
+    assert_close(dx, dy - tf.reduce_mean(dy, (0, 1)), 1e-14)
+    assert [w.name for w in layer.weights] == ["beta", "moving_mean"]
+    assert_close(layer.moving_mean, 0.1 * tf.reduce_mean(x, (0, 1)), 1e-14)
+    assert_close(layer(x), x - layer.moving_mean.value, 1e-14)
+    assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: normlib.fold("model"), TypeError, "Sequential or Functional"),
+        (
+            lambda: normlib.recalibrate(keras.Sequential([L.Dense(2)]), []),
+            ValueError,
+            "BatchNormalization layers",
+        ),
+        (
+            lambda: normlib.recalibrate(keras.Sequential([normlib.BatchNormalization()]), []),
+            ValueError,
+            "at least one batch",
+        ),
+        (
+            lambda: normlib.initialize_from_data(keras.Sequential([L.Dense(2)]), tf.ones([2, 3])),
+            ValueError,
+            "WeightNormalization layers",
+        ),
+        (
+            lambda: normlib.initialize_from_data(
+                keras.Sequential([normlib.WeightNormalization(L.Dense(2))]), tf.ones([2, 3])
+            ),
+            ValueError,
+            "varies",
+        ),
+        (
+            lambda: normlib.initialize_from_data(
+                keras.Sequential([normlib.WeightNormalization(L.Dense(2, use_bias=False))]),
+                tf.ones([2, 3]),
+            ),
+            ValueError,
+            "with a bias",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused(call, error, message):
+    with pytest.raises(error, match=rf"{message}.*Received"):
+        call()
