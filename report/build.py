@@ -34,6 +34,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PANDOC = pypandoc.get_pandoc_path()
 pf.elements.RAW_FORMATS.add("typst")  # younger than panflute's list
+INSERTED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 HIDDEN_TAGS = {"parameters", "injected-parameters", "remove-cell", "explore"}
 PACKAGES = [
     "tensorflow",
@@ -118,7 +119,7 @@ def build(options):
     started = time.time()
     notebooks = find_notebooks(options)
     parameters = read_parameters(options, notebooks)
-    dataset = find_data(parameters)
+    dataset = find_data(options, parameters)
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".building-") as folder:
         folder = pathlib.Path(folder)
@@ -191,15 +192,17 @@ def read_parameters(options, notebooks):
     return {n: {name: given[name] for name in given if name in known[n]} for n in notebooks}
 
 
-def find_data(parameters):
-    """Get the data before anything runs; nothing is known of the data of notebooks that name none."""
+def find_data(options, parameters):
+    """Get the data before anything runs. The smoke profile does with the embedded sample."""
     from study import data
 
-    wanted = {p.get("DATASET", "fashion_mnist") for p in parameters.values()}
+    name = next((p["DATASET"] for p in parameters.values() if "DATASET" in p), "fashion_mnist")
     try:
-        if any(p.get("PROFILE") == "smoke" for p in parameters.values()):
-            return data.load(sample=True)
-        return next(data.load_or_sample(name) for name in sorted(wanted))
+        return (
+            data.load(name, sample=True)
+            if options.profile == "smoke"
+            else data.load_or_sample(name)
+        )
     except data.DataError as error:
         raise BuildError(str(error), 3) from error
 
@@ -226,7 +229,8 @@ def execute(notebook, parameters, target):
         raise BuildError(f"{notebook.name}: {failure or 'nothing was run'}")
     executed = nbformat.read(target, as_version=4)
     # papermill calls a notebook a success in which a cell left by sys.exit, and never runs the cells after it.
-    for number, cell in enumerate(executed.cells, start=1):
+    own_cells = [c for c in executed.cells if not INSERTED_TAGS & set(c.metadata.get("tags", []))]
+    for number, cell in enumerate(own_cells, start=1):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         errors = [o for o in cell.outputs if o.output_type == "error"]
@@ -243,6 +247,10 @@ def execute(notebook, parameters, target):
             raise BuildError(f"{notebook.name}, cell {number}: {told}")
     if failure:
         raise BuildError(f"{notebook.name}: {failure}")
+    for cell in own_cells:  # warnings and progress were shown, and name this machine's folders
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    nbformat.write(executed, target)
     return executed
 
 
@@ -524,6 +532,7 @@ def write_html(document, folder):
             "--to=html5",
             "--mathml",
             "--embed-resources",
+            "--wrap=none",
             "--toc",
             "--toc-depth=2",
             "--section-divs",

@@ -4,10 +4,11 @@ import json
 import pathlib
 import re
 
-import build
 import nbformat
 import pypdf
 import pytest
+
+import build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -235,22 +236,16 @@ def test_an_unknown_section_is_refused(capsys, tmp_path):
     assert "among 01. Received: 07" in fails(capsys, 2, tmp_path, TEXT, arguments=["--only", "07"])
 
 
-def test_missing_data_have_their_own_exit_code(capsys, tmp_path, monkeypatch):
-    folder = notebook(tmp_path / "notebooks", TEXT)
-    monkeypatch.setenv("NORMLIB_DATA", str(tmp_path))
+def test_damaged_data_have_their_own_exit_code(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("NORMLIB_DATA", raising=False)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"half a fi")
+    folder, output = notebook(tmp_path / "notebooks", TEXT), tmp_path / "out"
+    options = ["--notebooks", folder, "--output", output, "--data-dir", tmp_path]
     with pytest.raises(SystemExit) as stopped:
-        build.main(
-            [
-                "--notebooks",
-                str(folder),
-                "--output",
-                str(tmp_path / "out"),
-                "--data-dir",
-                str(tmp_path),
-            ]
-        )
+        build.main([str(option) for option in options])
     assert stopped.value.code == 3
-    assert "NORMLIB_DATA" in capsys.readouterr().err
+    assert "Remedies" in capsys.readouterr().err
+    assert not output.exists()
 
 
 # --- the real report, in the smoke profile ---------------------------------------------------------------------------

@@ -56,7 +56,6 @@ def drift_curves(drifts, titles):
         axes.set(title=title, xlabel="step", ylabel="mean difference")
         axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
         axes.legend()
-    figure.tight_layout()
     return figure
 
 
@@ -99,7 +98,6 @@ def ablation_curves(arms):
         panel.set(title="t updates at step t" if repeated else "one update a step", xlabel="step")
         panel.legend(loc="lower right", title="averaged over")
     panels[0].set_ylabel("test accuracy")
-    figure.tight_layout()
     return figure
 
 
