@@ -59,16 +59,7 @@ COMPILE_FROM = 32_768
 
 
 def standardize(
-    x,
-    axes,
-    epsilon,
-    center=True,
-    gamma=None,
-    beta=None,
-    *,
-    groups=None,
-    weights=None,
-    all_reduce=None,
+    x, axes, epsilon, center=True, gamma=None, beta=None, *, groups=None, weights=None, all_reduce=None
 ):
     r"""Standardize over `axes`, then scale and shift: the map under every layer but weight normalization.
 
@@ -98,14 +89,7 @@ def standardize(
     Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), Algorithm 1 and the gradients below it.
     """
     plan = _Plan(
-        tuple(axes),
-        float(epsilon),
-        center,
-        groups,
-        gamma is not None,
-        beta is not None,
-        weights,
-        all_reduce,
+        tuple(axes), float(epsilon), center, groups, gamma is not None, beta is not None, weights, all_reduce
     )
     run = functools.partial(_run, plan)
 
@@ -158,16 +142,23 @@ def _standardize(plan, x, *parameters):
     x_wide = _widen(x)
     origin = residue = tf.zeros([1] * x.shape.rank, x_wide.dtype)
     if plan.center:
-        origin = tf.stop_gradient(
-            _near_the_mean(plan, x_wide) if plan.compilable else mean_of(x_wide)
-        )
+        origin = tf.stop_gradient(_near_the_mean(plan, x_wide) if plan.compilable else mean_of(x_wide))
         residue = mean_of(x_wide - origin)
     deviation = (x_wide - origin) - residue
     variance = mean_of(tf.square(deviation), product=True)
-    y = deviation * tf.math.rsqrt(variance + plan.epsilon)
-    y = y * tf.cast(parameters[0], y.dtype) if plan.scale else y
-    y = y + tf.cast(parameters[-1], y.dtype) if plan.shift else y
+    y = _scale_and_shift(plan, deviation * tf.math.rsqrt(variance + plan.epsilon), parameters)
     return tf.cast(y, x.dtype), origin, residue, variance
+
+
+def _standardize_by(plan, x, mean, variance, *parameters):
+    """The kernel of inference: y, from statistics that are given."""
+    x_hat = (_widen(x) - mean) * tf.math.rsqrt(variance + plan.epsilon)
+    return tf.cast(_scale_and_shift(plan, x_hat, parameters), x.dtype)
+
+
+def _scale_and_shift(plan, x_hat, parameters):
+    y = x_hat * tf.cast(parameters[0], x_hat.dtype) if plan.scale else x_hat
+    return y + tf.cast(parameters[-1], y.dtype) if plan.shift else y
 
 
 def _standardize_gradients(plan, dy, origin, residue, variance, x, *parameters):
@@ -176,9 +167,7 @@ def _standardize_gradients(plan, dy, origin, residue, variance, x, *parameters):
     inv_std = tf.math.rsqrt(variance + plan.epsilon)
     x_hat = (_widen(x) - origin - residue) * inv_std
     dy = _widen(dy)
-    gamma = (
-        tf.cast(parameters[0], dy.dtype) if plan.scale else tf.ones([1] * x.shape.rank, dy.dtype)
-    )
+    gamma = tf.cast(parameters[0], dy.dtype) if plan.scale else tf.ones([1] * x.shape.rank, dy.dtype)
     # A masked position may hold anything, NaN too, as long as the loss does not see it.
     dy_x_hat = dy * x_hat if plan.weights is None else tf.math.multiply_no_nan(x_hat, dy)
 
@@ -188,9 +177,7 @@ def _standardize_gradients(plan, dy, origin, residue, variance, x, *parameters):
         along_one, along_x_hat = (combine(gamma * t) / count for t in (sum_dy, sum_dy_x_hat))
     else:
         sum_dy, sum_dy_x_hat = dy, dy_x_hat
-        along_one, along_x_hat = (
-            combine(_sum(gamma * t, plan.axes, product=True)) / count for t in (dy, dy_x_hat)
-        )
+        along_one, along_x_hat = (combine(_dot(t, gamma, plan.axes)) / count for t in (dy, dy_x_hat))
     inexpressible = along_one + x_hat * along_x_hat if plan.center else x_hat * along_x_hat
     if plan.weights is not None:
         inexpressible = tf.where(plan.weights > 0, inexpressible, 0.0)
@@ -200,7 +187,8 @@ def _standardize_gradients(plan, dy, origin, residue, variance, x, *parameters):
         if wanted:
             parameter = parameters[len(gradients) - 1]
             broadcast = tuple(axis for axis, size in enumerate(parameter.shape) if size == 1)
-            gradients.append(tf.cast(_sum(gradient, broadcast), parameter.dtype))
+            summed = _sum(gradient, broadcast, product=gradient is dy_x_hat)
+            gradients.append(tf.cast(summed, parameter.dtype))
     return gradients
 
 
@@ -232,9 +220,7 @@ def _near_the_mean(plan, x):
 
     first = first_along(plan.axes[:1], x)
     element = first_along(plan.axes, first)
-    element = tf.reduce_sum(
-        element, plan.axes, keepdims=True
-    )  # keeps its shape where the batch is empty
+    element = tf.reduce_sum(element, plan.axes, keepdims=True)  # keeps its shape where the batch is empty
     near = element + tf.reduce_mean(first - element, plan.axes, keepdims=True)
     return near if plan.groups is None else _pool(near, *plan.groups, tf.reduce_mean)
 
@@ -251,18 +237,30 @@ def _sum(t, axes, product=False):
     """Sum over the axes; of a product, in the form that XLA's CPU compiler vectorizes.
 
     It gives a sum to its fast kernel only if the summed expression does not end in a multiplication. The maximum with
-    -inf ends it otherwise and changes no value. Sums along rows of middling length are fastest as a product with ones;
-    along long ones a plain sum is more exact. The first axis is summed by itself, last: two short chains of additions
-    round less than a long one.
+    -inf ends it otherwise and changes no value. Sums along rows are fastest as a product with ones. The first axis (of
+    long rows too) is summed by itself, last: two short chains of additions round less than a long one.
     """
-    if axes == (t.shape.rank - 1,):
-        if 64 <= (t.shape[-1] or 0) <= 4096:
-            return tf.matmul(t, tf.ones([t.shape[-1], 1], t.dtype))
-    elif product:
+    if _are_last(axes, t) and 8 <= (row := t.shape[-1] or 0) <= 4096:
+        t, axes = t @ tf.ones([row, 1], t.dtype), axes[:-1]
+        if not axes:
+            return t
+    if product:
         t = tf.maximum(t, -math.inf)
     if len(axes) > 1:  # the maximum also keeps the compiler from joining the two sums again
         t, axes = tf.maximum(tf.reduce_sum(t, axes[1:], keepdims=True), -math.inf), axes[:1]
     return tf.reduce_sum(t, axes, keepdims=True)
+
+
+def _dot(t, parameter, axes):
+    """Sum of t times a parameter over the axes; as a matrix-vector product where both are rows."""
+    if not _are_last(axes, t) or parameter.shape[axes[0] :] != t.shape[axes[0] :]:
+        return _sum(t * parameter, axes, product=True)
+    sums = tf.reshape(t, [-1, parameter.shape.num_elements()]) @ tf.reshape(parameter, [-1, 1])
+    return tf.reshape(sums, tf.concat([tf.shape(t)[: axes[0]], [1] * len(axes)], 0))
+
+
+def _are_last(axes, t):
+    return tuple(axes) == tuple(range(t.shape.rank - len(axes), t.shape.rank))
 
 
 def _wide(dtype):
@@ -278,9 +276,7 @@ def _differentiable(fast, plain):
 
     @tf.custom_gradient
     def function(*tensors):
-        tensors = [
-            tf.identity(t) for t in tensors
-        ]  # of this graph, so that later graphs can reach them
+        tensors = [tf.identity(t) for t in tensors]  # of this graph, so that later graphs can reach them
 
         def grad(*upstream):
             with tf.GradientTape() as tape:
@@ -299,9 +295,9 @@ def _run(plan, kernel, *tensors):
         return kernel(plan, *tensors)
     size = tensors[0].shape.num_elements()
     if size is not None:
-        return (
-            _compiled(kernel, plan) if size >= COMPILE_FROM else functools.partial(kernel, plan)
-        )(*tensors)
+        return (_compiled(kernel, plan) if size >= COMPILE_FROM else functools.partial(kernel, plan))(
+            *tensors
+        )
     return tf.cond(
         tf.size(tensors[0]) >= COMPILE_FROM,
         lambda: _compiled(kernel, plan)(*tensors),
@@ -455,9 +451,7 @@ class _Normalization(keras.layers.Layer):
                 options = {kind: getattr(self, f"{name}_{kind}") for kind in self._kinds}
                 setattr(self, name, self._add_parameter(name, shape, options))
         self._rank = len(input_shape)
-        self.input_spec = keras.layers.InputSpec(
-            ndim=self._rank, axes={a: input_shape[a] for a in features}
-        )
+        self.input_spec = keras.layers.InputSpec(ndim=self._rank, axes={a: input_shape[a] for a in features})
         self._features = features
         self.built = True
 
@@ -522,9 +516,7 @@ class LayerNormalization(_Normalization):
 
     def __init__(self, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **kwargs):
         if kwargs.pop("rms_scaling", False):
-            raise ValueError(
-                "Expected rms_scaling=False; use RMSNormalization. Received: rms_scaling=True"
-            )
+            raise ValueError("Expected rms_scaling=False; use RMSNormalization. Received: rms_scaling=True")
         if isinstance(axis, (list, tuple)):
             axis = [_integer("axis", a) for a in axis]
         else:
@@ -598,9 +590,7 @@ class BatchNormalization(_Normalization):
         for name in ("renorm_clipping", "renorm_momentum"):
             kwargs.pop(name, None)
         axis = _integer("axis", axis)
-        super().__init__(
-            axis, epsilon, center, scale, beta_initializer, gamma_initializer, *parts, **kwargs
-        )
+        super().__init__(axis, epsilon, center, scale, beta_initializer, gamma_initializer, *parts, **kwargs)
         self.autocast = True
         self.momentum = _number("momentum", momentum, 0.0, 1.0)
         self.synchronized = bool(synchronized)
@@ -633,9 +623,7 @@ class BatchNormalization(_Normalization):
             return self._infer(inputs)
         options = {}
         if mask is not None:
-            options["weights"] = tf.broadcast_to(
-                tf.cast(mask, "float32")[..., None], tf.shape(inputs)
-            )
+            options["weights"] = tf.broadcast_to(tf.cast(mask, "float32")[..., None], tf.shape(inputs))
         if self.synchronized:
             options["all_reduce"] = _sum_over_replicas
         y, *statistics = self._standardize(inputs, **options)
@@ -644,14 +632,10 @@ class BatchNormalization(_Normalization):
 
     def _infer(self, x):
         _check_floating(x)
-        x_wide = _widen(x)
         given = (self.moving_mean, self.moving_variance, self.gamma, self.beta)
-        mean, variance, gamma, beta = (
-            p if p is None else tf.cast(self._broadcast(p), x_wide.dtype) for p in given
-        )
-        inv_std = tf.math.rsqrt(variance + self.epsilon)
-        y = (x_wide - mean) * (inv_std if gamma is None else inv_std * gamma)
-        return tf.cast(y if beta is None else y + beta, self.compute_dtype)
+        wide = [tf.cast(self._broadcast(p), _wide(x.dtype)) for p in given if p is not None]
+        plan = _Plan((), self.epsilon, True, None, self.scale, self.center, None, None)
+        return tf.cast(_run(plan, _standardize_by, x, *wide), self.compute_dtype)
 
     def _average(self, statistics):
         for name, batch in zip(self._statistics, statistics, strict=True):
@@ -690,9 +674,7 @@ class MeanOnlyBatchNormalization(BatchNormalization):
     def _standardize(self, x, weights=None, all_reduce=None):
         _check_floating(x)
         axes = self._reduction_axes(self._rank)
-        combine, count = _averaging(
-            _Plan(axes, 0.0, True, None, False, False, weights, all_reduce), x
-        )
+        combine, count = _averaging(_Plan(axes, 0.0, True, None, False, False, weights, all_reduce), x)
         x_wide = _widen(x)
         counted = x_wide if weights is None else tf.where(weights > 0, x_wide, 0.0)
         mean = combine(_sum(counted, axes)) / count
@@ -745,9 +727,7 @@ class GroupNormalization(_Normalization):
         channels = input_shape[channel]
         groups = channels if self.groups == -1 else self.groups
         if channel == 0:
-            raise ValueError(
-                f"Expected a channel axis other than the batch's. Received: axis={self.axis}"
-            )
+            raise ValueError(f"Expected a channel axis other than the batch's. Received: axis={self.axis}")
         if channels < groups:
             raise ValueError(
                 f"Number of groups ({groups}) cannot be more than the number of channels ({channels}). "
@@ -815,9 +795,7 @@ class RMSNormalization(_Normalization):
         self.autocast = True
 
     def _add_parameter(self, name, shape, options):
-        self.scale = self.add_weight(
-            shape=shape, name="scale", **options
-        )  # Keras's name for this gamma
+        self.scale = self.add_weight(shape=shape, name="scale", **options)  # Keras's name for this gamma
         return self.scale
 
     def _reduction_axes(self, rank):
@@ -850,9 +828,7 @@ def _integer(name, value):
 
 def _check_floating(x):
     if not x.dtype.is_floating:
-        raise TypeError(
-            f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}"
-        )
+        raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}")
 
 
 def _sum_over_replicas(t):
@@ -892,9 +868,7 @@ class WeightNormalization(keras.layers.Wrapper):
         if isinstance(layer, keras.layers.Embedding) or not (
             hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel") or not layer.built
         ):
-            raise ValueError(
-                f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}"
-            )
+            raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
 
     def build(self, input_shape=None):
         super().build(input_shape)
@@ -939,11 +913,7 @@ class WeightNormalization(keras.layers.Wrapper):
             t = _widen(self(inputs))
         finally:
             layer.activation = activation
-        units = (
-            1
-            if getattr(layer, "data_format", "channels_last") == "channels_first"
-            else t.shape.rank - 1
-        )
+        units = 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else t.shape.rank - 1
         mean, variance = tf.nn.moments(t, [axis for axis in range(t.shape.rank) if axis != units])
         if not bool(tf.reduce_all(variance > 0)):
             raise ValueError(
@@ -977,17 +947,11 @@ def _kernels(layer):
         if isinstance(v := getattr(layer, name, None), keras.Variable):
             found.append((name, v, _vector_axes(layer, name, v)))
     if not found:
-        raise ValueError(
-            f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}"
-        )
+        raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
     return found
 
 
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
+_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
@@ -1144,11 +1108,7 @@ def _foldable_before(norm):
         return None
     layer = nodes[0].parent_nodes[0].operation
     channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
-    if (
-        not isinstance(layer, _FOLDABLE)
-        or channels_first
-        or layer.activation is not keras.activations.linear
-    ):
+    if not isinstance(layer, _FOLDABLE) or channels_first or layer.activation is not keras.activations.linear:
         return None
     return layer if len(layer._outbound_nodes) == len(layer._inbound_nodes) == 1 else None
 

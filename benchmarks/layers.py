@@ -135,9 +135,7 @@ def torch_contender(name, shape):
     channels = shape[-1]
     kind = name.split(",")[0]
     make = {
-        "BN": lambda: (
-            torch.nn.BatchNorm2d(channels) if len(shape) == 4 else torch.nn.BatchNorm1d(channels)
-        ),
+        "BN": lambda: torch.nn.BatchNorm2d(channels) if len(shape) == 4 else torch.nn.BatchNorm1d(channels),
         "LN(C)": lambda: torch.nn.LayerNorm(channels),
         "LN(HWC)": lambda: torch.nn.LayerNorm(shape[1:]),
         "RMS": lambda: torch.nn.RMSNorm(channels),
@@ -206,9 +204,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", help="file for the rows")
     parser.add_argument("--rounds", type=int, default=50, help="how often each contender is timed")
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="of TensorFlow and PyTorch"
-    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of TensorFlow and PyTorch")
     options = parser.parse_args(arguments)
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(options.threads)
@@ -218,10 +214,7 @@ def main(arguments=None):
         x, dy = (tf.constant(rng.normal(size=shape), "float32") for _ in range(2))
         small = np.prod(shape) < normlib.COMPILE_FROM
         times = measure(
-            contenders(name, shape, layer, arguments_of_layer),
-            x,
-            dy,
-            options.rounds * (10 if small else 1),
+            contenders(name, shape, layer, arguments_of_layer), x, dy, options.rounds * (10 if small else 1)
         )
         # At least x is read and y written, then x and dy read and dx written.
         floor = 1e3 * 5 * 4 * np.prod(shape) / speed
@@ -245,9 +238,7 @@ def main(arguments=None):
     large = ~table["layer"].str.contains("small")
     for column in (c for c in table.columns if c.startswith("vs ")):
         mean = np.exp(np.log(table.loc[large, column]).mean())
-        print(
-            f"geometric mean {column}, large shapes: {mean:.2f}; rows behind: {(table[column] < 1).sum()}"
-        )
+        print(f"geometric mean {column}, large shapes: {mean:.2f}; rows behind: {(table[column] < 1).sum()}")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)

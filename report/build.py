@@ -66,10 +66,7 @@ def main(arguments=None):
         print(f"\nNot built: {error}", file=sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted. Finished runs are kept: the next build goes on from there.",
-            file=sys.stderr,
-        )
+        print("\nInterrupted. Finished runs are kept: the next build goes on from there.", file=sys.stderr)
         sys.exit(130)
     if options.open:
         webbrowser.open((options.output / "report.html").as_uri())
@@ -94,16 +91,10 @@ def parse(arguments=None):
         help="a parameter of the notebooks, such as DATASET=mnist",
     )
     parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="NN",
-        help="build only this section, such as 02",
+        "--only", action="append", default=[], metavar="NN", help="build only this section, such as 02"
     )
     parser.add_argument("--open", action="store_true", help="open the report when it is built")
-    parser.add_argument(
-        "--output", type=pathlib.Path, default=HERE / "build", help="folder of the result"
-    )
+    parser.add_argument("--output", type=pathlib.Path, default=HERE / "build", help="folder of the result")
     parser.add_argument(
         "--notebooks", type=pathlib.Path, default=ROOT / "notebooks", help="folder of the notebooks"
     )
@@ -127,9 +118,7 @@ def build(options):
         for number, notebook in enumerate(notebooks, start=1):
             print(f"[{number}/{len(notebooks)}] {notebook.name}", file=sys.stderr, flush=True)
             before = time.time()
-            executed.append(
-                execute(notebook, parameters[notebook], folder / "notebooks" / notebook.name)
-            )
+            executed.append(execute(notebook, parameters[notebook], folder / "notebooks" / notebook.name))
             seconds[notebook.stem] = round(time.time() - before, 1)
         results = collect(executed)
         provenance = describe(
@@ -140,14 +129,11 @@ def build(options):
         document = compose(notebooks, executed, results, folder)
         write_html(document, folder)
         write_pdf(document, folder)
-        (folder / "results.json").write_text(
-            json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-        )
+        (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         for name in ("notebooks", "report.html", "report.pdf", "results.json"):
             replace(folder / name, options.output / name)
     print(
-        f"{options.output / 'report.html'} and report.pdf, in {time.time() - started:.0f} s",
-        file=sys.stderr,
+        f"{options.output / 'report.html'} and report.pdf, in {time.time() - started:.0f} s", file=sys.stderr
     )
 
 
@@ -179,16 +165,12 @@ def read_parameters(options, notebooks):
     names = sorted({name for parameters in known.values() for name in parameters})
     for name, value in given.items():
         if name not in names and name not in ("PROFILE", "JOBS"):
-            raise BuildError(
-                f"Expected a parameter among {', '.join(names)}. Received: {name}={value!r}", 2
-            )
+            raise BuildError(f"Expected a parameter among {', '.join(names)}. Received: {name}={value!r}", 2)
         for parameters in known.values():
             default = ast.literal_eval(parameters[name]["default"]) if name in parameters else value
             if type(default) is not type(value):
                 expected = type(default).__name__
-                raise BuildError(
-                    f"Expected {name} of type {expected}. Received: {name}={value!r}", 2
-                )
+                raise BuildError(f"Expected {name} of type {expected}. Received: {name}={value!r}", 2)
     return {n: {name: given[name] for name in given if name in known[n]} for n in notebooks}
 
 
@@ -198,11 +180,7 @@ def find_data(options, parameters):
 
     name = next((p["DATASET"] for p in parameters.values() if "DATASET" in p), "fashion_mnist")
     try:
-        return (
-            data.load(name, sample=True)
-            if options.profile == "smoke"
-            else data.load_or_sample(name)
-        )
+        return data.load(name, sample=True) if options.profile == "smoke" else data.load_or_sample(name)
     except data.DataError as error:
         raise BuildError(str(error), 3) from error
 
@@ -239,11 +217,7 @@ def execute(notebook, parameters, target):
             if errors
             else failure or "this cell was not run, or left early"
         )
-        if (
-            errors
-            or cell.execution_count is None
-            or cell.metadata.get("papermill", {}).get("exception")
-        ):
+        if errors or cell.execution_count is None or cell.metadata.get("papermill", {}).get("exception"):
             raise BuildError(f"{notebook.name}, cell {number}: {told}")
     if failure:
         raise BuildError(f"{notebook.name}: {failure}")
@@ -401,19 +375,11 @@ def _fence(code, language):
 
 
 def _pipe_table(record):
-    rows = [
-        [str(cell).replace("|", "\\|") for cell in row]
-        for row in [record["columns"], *record["rows"]]
-    ]
+    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in [record["columns"], *record["rows"]]]
     columns = list(zip(*rows, strict=True))
-    numeric = [
-        all(re.fullmatch(r"[+\-−]?[\d.,e+\-]*", cell) for cell in column[1:]) for column in columns
-    ]
+    numeric = [all(re.fullmatch(r"[+\-−]?[\d.,e+\-]*", cell) for cell in column[1:]) for column in columns]
     widths = [max(6, min(44, max(map(len, column)))) for column in columns]
-    rule = [
-        "-" * (width - 1) + (":" if right else "-")
-        for width, right in zip(widths, numeric, strict=True)
-    ]
+    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
     lines = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
     return "\n".join(lines) + f"\n\n: {record['caption']} {{#{record['label']}}}"
 
@@ -428,12 +394,7 @@ def provenance_section(provenance):
 
     rows = [[key, flat(value)] for key, value in provenance.items()]
     table = _pipe_table(
-        {
-            "columns": ["what", "value"],
-            "rows": rows,
-            "caption": "Provenance.",
-            "label": "tbl-provenance",
-        }
+        {"columns": ["what", "value"], "rows": rows, "caption": "Provenance.", "label": "tbl-provenance"}
     )
     text = "All of this report was computed by one command from the commit below; the numbers are in `results.json`."
     return f"# Where this comes from {{#sec-provenance}}\n\n{text}\n\n{table}"
@@ -454,34 +415,21 @@ def number(document, stems):
     def caption(element, kind):
         told = f"{kind} {count(kind, element.identifier)}."
         blocks = list(element.caption.content) or [pf.Plain()]
-        blocks[0].content = [
-            pf.Span(pf.Str(told), classes=["label"]),
-            pf.Space(),
-            *blocks[0].content,
-        ]
+        blocks[0].content = [pf.Span(pf.Str(told), classes=["label"]), pf.Space(), *blocks[0].content]
         element.caption.content = blocks
 
     def first(element, doc):
-        if (
-            isinstance(element, pf.Header)
-            and element.level == 1
-            and "unnumbered" not in element.classes
-        ):
+        if isinstance(element, pf.Header) and element.level == 1 and "unnumbered" not in element.classes:
             count("Section", element.identifier)
         elif isinstance(element, pf.Figure):
             caption(element, "Figure")
         elif isinstance(element, pf.Table):
             caption(element, "Table")
-        elif isinstance(element, pf.Math) and (
-            found := re.search(r"\\label\{([\w-]+)\}", element.text)
-        ):
+        elif isinstance(element, pf.Math) and (found := re.search(r"\\label\{([\w-]+)\}", element.text)):
             element.text = element.text.replace(found[0], "").strip()
             place = count("Equation", found[1])
             return pf.Span(
-                element,
-                identifier=found[1],
-                classes=["equation"],
-                attributes={"number": str(place)},
+                element, identifier=found[1], classes=["equation"], attributes={"number": str(place)}
             )
         return None
 
@@ -520,9 +468,7 @@ def write_html(document, folder):
                 pf.RawBlock("</details>", format="html"),
             ]
         if isinstance(element, pf.Span) and "equation" in element.classes:
-            label = pf.Span(
-                pf.Str(f"({element.attributes.pop('number')})"), classes=["equation-number"]
-            )
+            label = pf.Span(pf.Str(f"({element.attributes.pop('number')})"), classes=["equation-number"])
             element.content = [*element.content, label]
         return None
 
@@ -537,11 +483,7 @@ def write_html(document, folder):
             "--toc-depth=2",
             "--section-divs",
         ],
-        *[
-            f"--template={HERE / 'template.html'}",
-            f"--css={HERE / 'style.css'}",
-            f"--resource-path={HERE}",
-        ],
+        *[f"--template={HERE / 'template.html'}", f"--css={HERE / 'style.css'}", f"--resource-path={HERE}"],
         f"--output={folder / 'report.html'}",
     )
 
@@ -554,9 +496,7 @@ def write_pdf(document, folder):
         if isinstance(element, pf.Div) and "code-cell" in element.classes:
             return []
         if isinstance(element, pf.Image):
-            alt = json.dumps(
-                element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False
-            )
+            alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
             name = pathlib.Path(element.url).name
             return pf.RawInline(f'#image("media/{name}", alt: {alt}, width: 100%)', format="typst")
         if isinstance(element, pf.Math):
@@ -569,9 +509,7 @@ def write_pdf(document, folder):
         return None
 
     source = folder / "report.typ"
-    source.write_text(
-        _pandoc(_json(document, adapt), "--to=typst", f"--template={HERE / 'template.typ'}")
-    )
+    source.write_text(_pandoc(_json(document, adapt), "--to=typst", f"--template={HERE / 'template.typ'}"))
     try:
         typst.compile(
             str(source),
@@ -587,16 +525,11 @@ def write_pdf(document, folder):
 def _typst_formulas(document):
     """Every formula of the document in Typst's notation."""
     found = []
-    document.walk(
-        lambda element, doc: found.append(element) if isinstance(element, pf.Math) else None
-    )
+    document.walk(lambda element, doc: found.append(element) if isinstance(element, pf.Math) else None)
     keys = list(dict.fromkeys((formula.text, formula.format) for formula in found))
     blocks = [pf.Para(pf.Math(text, format=kind)) for text, kind in keys]
     converted = _pandoc(
-        _json(pf.Doc(*blocks, api_version=document.api_version)),
-        "--to=typst",
-        "--wrap=none",
-        bare=True,
+        _json(pf.Doc(*blocks, api_version=document.api_version)), "--to=typst", "--wrap=none", bare=True
     )
     return dict(zip(keys, re.split(r"\n\n+", converted.strip()), strict=True))
 
@@ -620,12 +553,7 @@ def _stream(document):
 
 def _pandoc(text, *arguments, bare=False):
     """pandoc on its JSON; its warnings are errors."""
-    common = [
-        "--standalone",
-        "--number-sections",
-        "--citeproc",
-        f"--bibliography={HERE / 'references.bib'}",
-    ]
+    common = ["--standalone", "--number-sections", "--citeproc", f"--bibliography={HERE / 'references.bib'}"]
     common += ["--metadata=link-citations:true"]
     command = [PANDOC, "--from=json", *([] if bare else common), *arguments]
     answer = subprocess.run(command, input=text, capture_output=True, text=True)

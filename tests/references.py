@@ -65,9 +65,7 @@ def layer_cases():
             cases.append((f"layer{shape}{axis}", normlib.LayerNormalization, {"axis": axis}, shape))
             cases.append((f"rms{shape}{axis}", normlib.RMSNormalization, {"axis": axis}, shape))
         for groups in {1, shape[-1]} | ({2} if shape[-1] % 2 == 0 else set()):
-            cases.append(
-                (f"group{shape}{groups}", normlib.GroupNormalization, {"groups": groups}, shape)
-            )
+            cases.append((f"group{shape}{groups}", normlib.GroupNormalization, {"groups": groups}, shape))
         if rank > 2:
             cases.append((f"instance{shape}", normlib.InstanceNormalization, {}, shape))
     # One case of each layer that is large enough for the compiled path.
@@ -93,11 +91,7 @@ def build(make, arguments, shape, dtype, rng, **more):
 
 def call(layer, x):
     """A call in training mode, for layers that have one."""
-    return (
-        layer(x, training=True)
-        if isinstance(layer, keras.layers.Layer) and has_mode(layer)
-        else layer(x)
-    )
+    return layer(x, training=True) if isinstance(layer, keras.layers.Layer) and has_mode(layer) else layer(x)
 
 
 def has_mode(layer):

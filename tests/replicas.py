@@ -51,16 +51,10 @@ def compare(outputs, moving, mean):
     expected = [t.numpy() for t in one_step(layer, tf.constant(x), tf.constant(dy))]
     y, dx, dgamma, dbeta = zip(*outputs, strict=True)
     actual = [np.concatenate(y), np.concatenate(dx), sum(dgamma), sum(dbeta)]
-    named = dict(
-        zip(("y", "dx", "dgamma", "dbeta"), zip(actual, expected, strict=True), strict=True)
-    )
+    named = dict(zip(("y", "dx", "dgamma", "dbeta"), zip(actual, expected, strict=True), strict=True))
     statistics = (layer.moving_mean.numpy(), layer.moving_variance.numpy())
-    named |= dict(
-        zip(("moving_mean", "moving_variance"), zip(moving, statistics, strict=True), strict=True)
-    )
-    return {
-        k: float(np.max(np.abs(a - e)) / max(1.0, np.max(np.abs(e)))) for k, (a, e) in named.items()
-    }
+    named |= dict(zip(("moving_mean", "moving_variance"), zip(moving, statistics, strict=True), strict=True))
+    return {k: float(np.max(np.abs(a - e)) / max(1.0, np.max(np.abs(e)))) for k, (a, e) in named.items()}
 
 
 def parts(values, sizes):
@@ -126,17 +120,13 @@ def fit():
                     keras.Input((5, 4, 3)),
                     normlib.BatchNormalization(synchronized=True),
                     keras.layers.Flatten(),
-                    keras.layers.Dense(
-                        2, kernel_initializer=keras.initializers.RandomNormal(seed=1)
-                    ),
+                    keras.layers.Dense(2, kernel_initializer=keras.initializers.RandomNormal(seed=1)),
                 ]
             )
             model.compile(keras.optimizers.SGD(0.1), "mse")
         model.fit(x, y, batch_size=64, epochs=3, shuffle=False, verbose=0)
         found.append([np.asarray(w) for w in model.get_weights()])
-    return {
-        str(k): float(np.max(np.abs(a - b))) for k, (a, b) in enumerate(zip(*found, strict=True))
-    }
+    return {str(k): float(np.max(np.abs(a - b))) for k, (a, b) in enumerate(zip(*found, strict=True))}
 
 
 def two_devices():
@@ -181,6 +171,4 @@ def worker(index, *ports):
 
 
 if __name__ == "__main__":
-    print(
-        json.dumps({"mirrored": mirrored, "fit": fit, "worker": worker}[sys.argv[1]](*sys.argv[2:]))
-    )
+    print(json.dumps({"mirrored": mirrored, "fit": fit, "worker": worker}[sys.argv[1]](*sys.argv[2:])))

@@ -59,13 +59,8 @@ def arrays():
 
 @pytest.fixture
 def contents(arrays):
-    files = dict(
-        zip((data.IMAGES, data.LABELS, data.TEST_IMAGES, data.TEST_LABELS), PARTS, strict=True)
-    )
-    return {
-        name: {file: idx(arrays[name][files[file]]) for file in data.FILES[name]}
-        for name in IDX_SETS
-    }
+    files = dict(zip((data.IMAGES, data.LABELS, data.TEST_IMAGES, data.TEST_LABELS), PARTS, strict=True))
+    return {name: {file: idx(arrays[name][files[file]]) for file in data.FILES[name]} for name in IDX_SETS}
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +97,7 @@ def put(folder, files, packed=False):
 
 
 def assert_holds(dataset, arrays):
-    np.testing.assert_array_equal(
-        dataset.x_train[..., 0], arrays["x_train"].astype("float32") / 255
-    )
+    np.testing.assert_array_equal(dataset.x_train[..., 0], arrays["x_train"].astype("float32") / 255)
     np.testing.assert_array_equal(dataset.x_test[..., 0], arrays["x_test"].astype("float32") / 255)
     np.testing.assert_array_equal(dataset.y_train, arrays["y_train"])
     np.testing.assert_array_equal(dataset.y_test, arrays["y_test"])
@@ -132,9 +125,7 @@ def test_places_are_tried_in_order(machine, contents, arrays):
     assert sources == list(reversed(places))
 
 
-def test_environment_names_the_folder_and_an_argument_goes_before_it(
-    machine, contents, monkeypatch
-):
+def test_environment_names_the_folder_and_an_argument_goes_before_it(machine, contents, monkeypatch):
     monkeypatch.setenv("NORMLIB_DATA", str(put(machine / "mine", contents["fashion_mnist"])))
     assert data.load().source == "the folder given"
     with pytest.raises(data.DataError, match=r"Expected a folder.*Received: '.*absent'"):
@@ -150,14 +141,9 @@ def test_idx_files_in_the_folder(machine, contents, arrays, packed, subfolder):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_mnist_from_keras_archive_equals_mnist_from_idx_files(
-    machine, contents, arrays, save, order
-):
+def test_mnist_from_keras_archive_equals_mnist_from_idx_files(machine, contents, arrays, save, order):
     folder = put(machine / "keras" / "datasets", {})
-    save(
-        folder / "mnist.npz",
-        **{part: np.array(a, order=order) for part, a in arrays["mnist"].items()},
-    )
+    save(folder / "mnist.npz", **{part: np.array(a, order=order) for part, a in arrays["mnist"].items()})
     of_archive = data.load("mnist")
     of_files = data.load("mnist", put(machine / "mine", contents["mnist"]))
     assert (of_archive.source, of_files.source) == ("Keras's cache", "the folder given")
@@ -244,9 +230,7 @@ def test_damaged_packing_in_the_named_folder(machine, contents, damage):
     folder = put(machine / "mine", contents["fashion_mnist"], packed=True)
     packed = folder / f"{data.IMAGES}.gz"
     packed.write_bytes(damage(packed.read_bytes()))
-    with pytest.raises(
-        data.DamagedError, match=rf"{data.IMAGES}\.gz: expected to read it\. Received: "
-    ):
+    with pytest.raises(data.DamagedError, match=rf"{data.IMAGES}\.gz: expected to read it\. Received: "):
         data.load(folder=folder)
 
 
@@ -361,12 +345,9 @@ def test_download_is_kept_where_keras_finds_it(machine, contents):
     assert data.load().source == "Keras's address"
     (machine / "server").rename(machine / "gone")
     assert data.load().source == "Keras's cache"
-    kept = sorted(
-        p.relative_to(machine / "keras") for p in (machine / "keras").rglob("*") if p.is_file()
-    )
+    kept = sorted(p.relative_to(machine / "keras") for p in (machine / "keras").rglob("*") if p.is_file())
     assert kept == sorted(
-        pathlib.Path("datasets", "fashion-mnist", f"{file}.gz")
-        for file in contents["fashion_mnist"]
+        pathlib.Path("datasets", "fashion-mnist", f"{file}.gz") for file in contents["fashion_mnist"]
     )
 
 
@@ -619,9 +600,7 @@ def full(monkeypatch):
     monkeypatch.setitem(data.FILES, "fashion_mnist", FULL)
     for place in filter(None, FULL_PLACES):
         with contextlib.suppress(FileNotFoundError):
-            return data._dataset(
-                "fashion_mnist", data._read("fashion_mnist", pathlib.Path(place)), ""
-            )
+            return data._dataset("fashion_mnist", data._read("fashion_mnist", pathlib.Path(place)), "")
     pytest.skip("the full Fashion-MNIST is not on this machine; study.data.load() fetches it")
 
 

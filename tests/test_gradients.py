@@ -14,9 +14,7 @@ TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("make", "arguments", "shape"), CASES)
-def test_output_and_gradients_equal_autodiff_of_the_plain_formula(
-    make, arguments, shape, dtype, rng
-):
+def test_output_and_gradients_equal_autodiff_of_the_plain_formula(make, arguments, shape, dtype, rng):
     layer = build(make, arguments, shape, dtype, rng)
     x, dy = random(rng, shape, dtype), random(rng, shape, dtype, mean=0.0)
     variables = layer.trainable_variables
@@ -27,17 +25,13 @@ def test_output_and_gradients_equal_autodiff_of_the_plain_formula(
         assert_close(ours, theirs, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(
-    ("make", "arguments", "shape"), [c for c in CASES if "compiled" not in c.id]
-)
+@pytest.mark.parametrize(("make", "arguments", "shape"), [c for c in CASES if "compiled" not in c.id])
 def test_dx_equals_central_differences(make, arguments, shape, rng):
     layer = build(make, arguments, shape, "float64", rng)
     x, dy = random(rng, shape), random(rng, shape, mean=0.0)
     _, (dx, *_) = gradients(lambda x: call(layer, x), x, [], dy)
     direction, h = rng.normal(size=shape), 1e-5
-    change = tf.reduce_sum(
-        (call(layer, x + h * direction) - call(layer, x - h * direction)) * dy
-    ) / (2 * h)
+    change = tf.reduce_sum((call(layer, x + h * direction) - call(layer, x - h * direction)) * dy) / (2 * h)
     assert float(change) == pytest.approx(float(tf.reduce_sum(dx * direction)), rel=1e-6, abs=1e-7)
 
 
@@ -71,12 +65,7 @@ KERNELS = [
     (keras.layers.Conv3D, {"filters": 4, "kernel_size": 2}, (2, 4, 4, 4, 3), (0, 1, 2, 3)),
     (keras.layers.Conv2DTranspose, {"filters": 4, "kernel_size": 2}, (2, 5, 5, 3), (0, 1, 3)),
     (keras.layers.DepthwiseConv2D, {"kernel_size": 2}, (2, 5, 5, 3), (0, 1)),
-    (
-        keras.layers.EinsumDense,
-        {"equation": "abc,cd->abd", "output_shape": (None, 4)},
-        (2, 5, 3),
-        (0,),
-    ),
+    (keras.layers.EinsumDense, {"equation": "abc,cd->abd", "output_shape": (None, 4)}, (2, 5, 3), (0,)),
 ]
 
 
@@ -121,9 +110,7 @@ def test_weight_normalize_is_right_to_second_order(shape, rng):
         return outer.gradient(penalty, (v, g))
 
     plain = second(lambda v, g: g * v / tf.sqrt(tf.reduce_sum(v**2, 0, keepdims=True)))
-    for ours, theirs in zip(
-        second(lambda v, g: normlib.weight_normalize(v, g, (0,))), plain, strict=True
-    ):
+    for ours, theirs in zip(second(lambda v, g: normlib.weight_normalize(v, g, (0,))), plain, strict=True):
         assert_close(ours, theirs, 1e-12)
 
 

@@ -35,9 +35,7 @@ def both(name, arguments, shape, dtype, rng):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-12)])
 @pytest.mark.parametrize(("name", "arguments", "shape"), PAIRS, ids=IDS)
-def test_outputs_gradients_and_statistics_equal_kerass(
-    name, arguments, shape, dtype, tolerance, rng
-):
+def test_outputs_gradients_and_statistics_equal_kerass(name, arguments, shape, dtype, tolerance, rng):
     ours, theirs = both(name, arguments, shape, dtype, rng)
     x, dy = random(rng, shape, dtype), random(rng, shape, dtype)
     results = []

@@ -52,9 +52,7 @@ def test_moving_statistics_after_no_and_one_step(rng):
 
 def test_batch_normalization_of_one_image_is_instance_normalization(rng):
     x = random(rng, (1, 5, 4, 6), "float32")
-    assert_close(
-        normlib.BatchNormalization()(x, training=True), normlib.InstanceNormalization()(x), 1e-6
-    )
+    assert_close(normlib.BatchNormalization()(x, training=True), normlib.InstanceNormalization()(x), 1e-6)
 
 
 def test_batch_normalization_of_one_row_gives_beta(rng):
@@ -302,28 +300,13 @@ def test_a_layer_without_a_kernel_is_refused():
 @pytest.mark.parametrize(
     ("make", "arguments", "error", "message"),
     [
-        (
-            normlib.BatchNormalization,
-            {"epsilon": -1},
-            ValueError,
-            r"`epsilon`. Received: epsilon=-1",
-        ),
-        (
-            normlib.BatchNormalization,
-            {"momentum": 1.5},
-            ValueError,
-            r"`momentum`. Received: momentum=1.5",
-        ),
+        (normlib.BatchNormalization, {"epsilon": -1}, ValueError, r"`epsilon`. Received: epsilon=-1"),
+        (normlib.BatchNormalization, {"momentum": 1.5}, ValueError, r"`momentum`. Received: momentum=1.5"),
         (normlib.BatchNormalization, {"momentum": None}, ValueError, r"Received: momentum=None"),
         (normlib.BatchNormalization, {"axis": 1.5}, TypeError, r"'axis'. Received: 1.5"),
         (normlib.BatchNormalization, {"renorm": True}, ValueError, r"Received: renorm=True"),
         (normlib.LayerNormalization, {"axis": "all"}, TypeError, r"'axis'. Received: "),
-        (
-            normlib.LayerNormalization,
-            {"rms_scaling": True},
-            ValueError,
-            r"Received: rms_scaling=True",
-        ),
+        (normlib.LayerNormalization, {"rms_scaling": True}, ValueError, r"Received: rms_scaling=True"),
         (normlib.GroupNormalization, {"groups": 0}, ValueError, r"`groups`.*Received: groups=0"),
     ],
 )
@@ -336,24 +319,14 @@ def test_bad_arguments_are_refused(make, arguments, error, message):
     ("make", "arguments", "shape", "message"),
     [
         (normlib.BatchNormalization, {"axis": 4}, SHAPE, r"out of bounds.*Received: axis=4"),
-        (
-            normlib.LayerNormalization,
-            {"axis": [1, -3]},
-            SHAPE,
-            r"each axis once. Received: axis=\[1, -3\]",
-        ),
+        (normlib.LayerNormalization, {"axis": [1, -3]}, SHAPE, r"each axis once. Received: axis=\[1, -3\]"),
         (
             normlib.GroupNormalization,
             {"groups": 8},
             SHAPE,
             r"cannot be more than the number of channels \(6\)",
         ),
-        (
-            normlib.GroupNormalization,
-            {"groups": 4},
-            SHAPE,
-            r"divide the channels.*Received: groups=4",
-        ),
+        (normlib.GroupNormalization, {"groups": 4}, SHAPE, r"divide the channels.*Received: groups=4"),
         (normlib.LayerNormalization, {}, (2, 3, None), r"defined dimension.*Received: axis=-1"),
     ],
 )

@@ -22,10 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DIRECT = [
     Requirement(line)
-    for lines in (
-        PROJECT["project"]["dependencies"],
-        PROJECT["project"]["optional-dependencies"]["test"],
-    )
+    for lines in (PROJECT["project"]["dependencies"], PROJECT["project"]["optional-dependencies"]["test"])
     for line in lines
 ]
 BUILT = {".venv", ".git", "build", "published", "__pycache__"}  # folders that are made, not written
@@ -33,9 +30,7 @@ FILES = [
     path
     for path in sorted(ROOT.rglob("*"))
     if path.is_file()
-    and not any(
-        part in BUILT or part.startswith(".building-") for part in path.relative_to(ROOT).parts
-    )
+    and not any(part in BUILT or part.startswith(".building-") for part in path.relative_to(ROOT).parts)
     and not any(part.endswith((".egg-info", "_cache", "_checkpoints")) for part in path.parts)
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -68,9 +63,7 @@ def lock():
 def locked_here():
     """Package -> version, as the lock says for this Python and system."""
     entries = [
-        requirement
-        for requirement, _ in lock()
-        if not requirement.marker or requirement.marker.evaluate()
+        requirement for requirement, _ in lock() if not requirement.marker or requirement.marker.evaluate()
     ]
     return {canonicalize_name(entry.name): next(iter(entry.specifier)).version for entry in entries}
 
@@ -128,17 +121,13 @@ def test_what_is_imported_is_declared(path):
         declared.add("torch")  # a peer to be measured against where it is installed
     of_module = importlib.metadata.packages_distributions()
     modules = (
-        {name.split(".")[0] for name in imports(path)}
-        - sys.stdlib_module_names
-        - {"references", "build"}
+        {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"references", "build"}
     )
     for module in modules:
         assert declared & set(map(canonicalize_name, of_module.get(module, [module]))), module
 
 
-@pytest.mark.parametrize(
-    "path", **named([ROOT / "normlib.py", *(ROOT / "notebooks/study").glob("*.py")])
-)
+@pytest.mark.parametrize("path", **named([ROOT / "normlib.py", *(ROOT / "notebooks/study").glob("*.py")]))
 def test_arrows_point_one_way(path):
     allowed = {"normlib.py": set()}.get(path.name, {"normlib", "study"})
     ours = {"normlib", "study", "report", "benchmarks", "tests", "references", "notebooks"}
@@ -150,9 +139,7 @@ def test_arrows_point_one_way(path):
 
 def test_commands_of_the_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    told = set(
-        re.findall(r"(?:^ {4}|`)make ([a-z]+)", (ROOT / "README.md").read_text(), flags=re.M)
-    )
+    told = set(re.findall(r"(?:^ {4}|`)make ([a-z]+)", (ROOT / "README.md").read_text(), flags=re.M))
     assert {"report", "test"} <= told <= targets
 
 
@@ -177,9 +164,7 @@ def test_the_version_is_the_same_everywhere():
 
 def test_no_file_names_a_place_on_somebodys_machine():
     place = re.compile(
-        r"(?<![\w.}~*])/(?:"
-        + "|".join(["home", "Users", "root", "work", "tmp", "mnt"])
-        + r")/[\w.]+"
+        r"(?<![\w.}~*])/(?:" + "|".join(["home", "Users", "root", "work", "tmp", "mnt"]) + r")/[\w.]+"
     )
     for path in FILES:
         if path.suffix in {
@@ -195,9 +180,7 @@ def test_no_file_names_a_place_on_somebodys_machine():
             ".html",
             "",
         }:
-            assert not (found := place.search(path.read_text())), (
-                f"{path.relative_to(ROOT)}: {found[0]}"
-            )
+            assert not (found := place.search(path.read_text())), f"{path.relative_to(ROOT)}: {found[0]}"
 
 
 # --- notebooks ----------------------------------------------------------------------------------------------------
@@ -226,9 +209,7 @@ def test_notebooks_are_stored_without_outputs(notebook):
 
 def test_notebooks_have_parameters_that_run_as_they_are(notebook):
     (cell,) = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
-    parameters = {
-        node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body
-    }
+    parameters = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
     expected = {"PROFILE": "default", "DATASET": "fashion_mnist", "SEED": 2612, "JOBS": 0}
     assert expected.items() <= parameters.items()
     examines_a_layer = any("equivalence." in cell.source for cell in code(notebook))
@@ -275,10 +256,6 @@ def test_a_wheel_holds_all_that_it_needs(tmp_path):
     program = "import normlib, study.data; print(normlib.__file__, study.data.load(sample=True).is_sample)"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     ran = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert ran.stdout.split() == [str(tmp_path / "site" / "normlib.py"), "True"], ran.stderr

@@ -39,16 +39,13 @@ print("printed")
 def notebook(folder, *cells, name="01_toy"):
     """A notebook of its parameters and the given cells: Markdown where one starts with '# '."""
     folder.mkdir(exist_ok=True)
-    made = [
-        nbformat.v4.new_code_cell("LEVEL = 0.5\nNAME = 'toy'", metadata={"tags": ["parameters"]})
-    ]
+    made = [nbformat.v4.new_code_cell("LEVEL = 0.5\nNAME = 'toy'", metadata={"tags": ["parameters"]})]
     for cell in cells:
         kind = nbformat.v4.new_markdown_cell if cell.startswith("# ") else nbformat.v4.new_code_cell
         made.append(kind(cell))
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(
-        nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": spec}),
-        folder / f"{name}.ipynb",
+        nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": spec}), folder / f"{name}.ipynb"
     )
     return folder
 
@@ -56,15 +53,7 @@ def notebook(folder, *cells, name="01_toy"):
 def make(tmp_path, *cells, arguments=()):
     folder = notebook(tmp_path / "notebooks", *cells)
     build.main(
-        [
-            "--profile",
-            "smoke",
-            "--notebooks",
-            str(folder),
-            "--output",
-            str(tmp_path / "out"),
-            *arguments,
-        ]
+        ["--profile", "smoke", "--notebooks", str(folder), "--output", str(tmp_path / "out"), *arguments]
     )
     return tmp_path / "out"
 
@@ -100,10 +89,7 @@ def network_requests(html):
 def test_the_page_asks_nothing_of_the_network(toy):
     assert network_requests((toy / "report.html").read_text()) == []
     assert (
-        network_requests(
-            '<img src="https://example.org/a.png"><style>a{background:url(b.png)}</style>'
-        )
-        != []
+        network_requests('<img src="https://example.org/a.png"><style>a{background:url(b.png)}</style>') != []
     )
 
 
@@ -150,15 +136,9 @@ def test_results_hold_numbers_verdicts_and_provenance(toy):
     assert results["sentences"]["bn.answer"] == "The level is 0.25."
     provenance = results["provenance"]
     assert provenance["data"]["sample"] is True
-    assert {
-        "date",
-        "profile",
-        "commit",
-        "machine",
-        "versions",
-        "seconds",
-        "threads of a run",
-    } <= set(provenance)
+    assert {"date", "profile", "commit", "machine", "versions", "seconds", "threads of a run"} <= set(
+        provenance
+    )
 
 
 def test_a_second_build_is_the_same_to_the_byte_but_for_its_provenance(toy, tmp_path):
@@ -185,9 +165,7 @@ def test_a_failing_cell_is_named_and_the_last_report_stays(capsys, tmp_path):
     good = make(tmp_path, TEXT, SHOW)
     before = {f.name: f.read_bytes() for f in good.iterdir() if f.is_file()}
     told = fails(capsys, 1, tmp_path, TEXT, "1 / 0")
-    assert "01_toy.ipynb, cell 3: ZeroDivisionError: division by zero" in re.sub(
-        r"\x1b\S*?m", "", told
-    )
+    assert "01_toy.ipynb, cell 3: ZeroDivisionError: division by zero" in re.sub(r"\x1b\S*?m", "", told)
     assert {f.name: f.read_bytes() for f in good.iterdir() if f.is_file()} == before
     assert not list(tmp_path.glob(".building-*"))
 

@@ -80,10 +80,7 @@ def test_the_largest_number_of_pairs_is_enumerated_whole():
 
 
 def test_superiority_counts_ties_by_half():
-    assert (
-        statistics.paired_difference([1, 2, 3, 4], [0, 2, 4, 3]).superiority
-        == (1 + 0.5 + 0 + 1) / 4
-    )
+    assert statistics.paired_difference([1, 2, 3, 4], [0, 2, 4, 3]).superiority == (1 + 0.5 + 0 + 1) / 4
 
 
 def test_what_pairs_share_cancels(rng):
@@ -129,9 +126,7 @@ def test_the_interval_and_p_never_disagree(rng):
 
 def test_equivalence_is_rarely_claimed_at_the_margin(rng):
     samples = rng.normal(1.0, 1.0, size=(4_000, 20))  # the true difference is the margin
-    claimed = [
-        statistics.equivalence(s, np.zeros(20), 1.0).verdict == "equivalent" for s in samples
-    ]
+    claimed = [statistics.equivalence(s, np.zeros(20), 1.0).verdict == "equivalent" for s in samples]
     assert np.mean(claimed) == pytest.approx(0.05, abs=0.012)
 
 
@@ -153,9 +148,7 @@ def test_holm_keeps_the_chance_of_any_false_finding(rng):
 # --- steps to a target --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("target", "expected"), [(0.5, 20), (0.6, 20), (0.1, 10), (0.9, np.inf)], ids=str
-)
+@pytest.mark.parametrize(("target", "expected"), [(0.5, 20), (0.6, 20), (0.1, 10), (0.9, np.inf)], ids=str)
 def test_steps_to_target_is_the_first_that_reaches_it(target, expected):
     assert statistics.steps_to_target([10, 20, 30], [0.1, 0.6, 0.5], target) == expected
 
@@ -171,38 +164,20 @@ def test_a_run_that_diverged_reaches_nothing():
     ("call", "message"),
     [
         (lambda: statistics.mean_interval([]), r"one or more finite numbers. Received: \[\]"),
-        (
-            lambda: statistics.mean_interval([[1.0, 2.0]]),
-            r"finite numbers. Received: \[\[1.0, 2.0\]\]",
-        ),
-        (
-            lambda: statistics.mean_interval([1.0, np.inf]),
-            r"finite numbers. Received: \[1.0, inf\]",
-        ),
+        (lambda: statistics.mean_interval([[1.0, 2.0]]), r"finite numbers. Received: \[\[1.0, 2.0\]\]"),
+        (lambda: statistics.mean_interval([1.0, np.inf]), r"finite numbers. Received: \[1.0, inf\]"),
         (lambda: statistics.mean_interval([1.0], 95), "between 0 and 1. Received: confidence=95"),
         (lambda: statistics.paired_difference([1, 2], [1]), "as many a as b. Received: 2 and 1"),
-        (
-            lambda: statistics.paired_difference([1, np.nan], [1, 2]),
-            r"Expected a: .* Received: \[1.0, nan\]",
-        ),
-        (
-            lambda: statistics.paired_difference(np.ones(17), np.ones(17)),
-            "at most 16 pairs. Received: 17",
-        ),
+        (lambda: statistics.paired_difference([1, np.nan], [1, 2]), r"Expected a: .* Received: \[1.0, nan\]"),
+        (lambda: statistics.paired_difference(np.ones(17), np.ones(17)), "at most 16 pairs. Received: 17"),
         (lambda: statistics.equivalence([1], [1], 0.1), "at least 2 pairs. Received: 1"),
         (lambda: statistics.equivalence([1, 2], [1, 2], 0), "margin above 0. Received: margin=0"),
-        (
-            lambda: statistics.equivalence([1, 2], [1, 2], np.nan),
-            "margin above 0. Received: margin=nan",
-        ),
+        (lambda: statistics.equivalence([1, 2], [1, 2], np.nan), "margin above 0. Received: margin=nan"),
         (lambda: statistics.equivalence([1, 2], [1, 2], 1, 0.5), "0 and 0.5. Received: alpha=0.5"),
         (lambda: statistics.holm([]), r"Received: \[\]"),
         (lambda: statistics.holm([0.1, 1.1]), r"from 0 to 1. Received: \[0.1, 1.1\]"),
         (lambda: statistics.steps_to_target([1], [0.1, 0.2], 0.5), r"Received: \(1,\) and \(2,\)"),
-        (
-            lambda: statistics.steps_to_target([2, 1], [0.1, 0.2], 0.5),
-            r"ascending steps. Received: \[2, 1\]",
-        ),
+        (lambda: statistics.steps_to_target([2, 1], [0.1, 0.2], 0.5), r"ascending steps. Received: \[2, 1\]"),
     ],
 )
 def test_bad_input_is_refused(call, message):

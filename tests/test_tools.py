@@ -48,9 +48,7 @@ def test_a_folded_model_gives_the_same_outputs(trained):
 
 
 def test_a_sequential_model_is_folded(rng):
-    model = keras.Sequential(
-        [keras.Input((5,)), L.Dense(4), normlib.BatchNormalization(), L.ReLU()]
-    )
+    model = keras.Sequential([keras.Input((5,)), L.Dense(4), normlib.BatchNormalization(), L.ReLU()])
     model.layers[1].set_weights([rng.uniform(0.5, 1.5, 4) for _ in range(4)])
     x = random(rng, (6, 5), "float32")
     folded = normlib.fold(model)
@@ -95,9 +93,7 @@ def test_recalibrated_statistics_are_the_exact_averages(trained):
 )
 def test_initialized_from_data_the_outputs_have_mean_0_and_deviation_1(make, rng):
     wrapped = normlib.WeightNormalization(make())
-    model = keras.Sequential(
-        [keras.Input((6, 6, 3)), normlib.WeightNormalization(L.Conv2D(3, 1)), wrapped]
-    )
+    model = keras.Sequential([keras.Input((6, 6, 3)), normlib.WeightNormalization(L.Conv2D(3, 1)), wrapped])
     x = random(rng, (64, 6, 6, 3), "float32")
     normlib.initialize_from_data(model, x)
     wrapped.layer.activation = keras.activations.linear
@@ -150,8 +146,7 @@ def test_mean_only_batch_normalization(rng):
         ),
         (
             lambda: normlib.initialize_from_data(
-                keras.Sequential([normlib.WeightNormalization(L.Dense(2, use_bias=False))]),
-                tf.ones([2, 3]),
+                keras.Sequential([normlib.WeightNormalization(L.Dense(2, use_bias=False))]), tf.ones([2, 3])
             ),
             ValueError,
             "with a bias",

@@ -29,8 +29,7 @@ def test_every_method_starts_from_the_same_weights(method):
     normalized = network.build((28, 28, 1), seed=3, **network.METHODS[method])
     other = network.build((28, 28, 1), seed=4)
     kernels = [
-        [w.numpy().tobytes() for w in m.weights if w.name == "kernel"]
-        for m in (plain, normalized, other)
+        [w.numpy().tobytes() for w in m.weights if w.name == "kernel"] for m in (plain, normalized, other)
     ]
     assert kernels[0] == kernels[1]
     assert kernels[0] != kernels[2]
@@ -38,9 +37,7 @@ def test_every_method_starts_from_the_same_weights(method):
 
 def test_the_order_of_batches_is_the_seeds_alone():
     order = training.batch_order(100, SHORT)
-    np.testing.assert_array_equal(
-        order, training.batch_order(100, replace(SHORT, **BN, weights_seed=9))
-    )
+    np.testing.assert_array_equal(order, training.batch_order(100, replace(SHORT, **BN, weights_seed=9)))
     assert (order != training.batch_order(100, replace(SHORT, seed=1))).any()
     epoch = training.batch_order(100, replace(SHORT, steps=5)).ravel()
     np.testing.assert_array_equal(np.sort(epoch), np.arange(100))
@@ -52,22 +49,14 @@ def test_own_and_tensorflows_agree_after_training_in_float64(method):
     own = training.train(replace(run, **network.METHODS[method]))
     theirs = training.train(replace(run, **network.REFERENCES[method]))
     assert equivalence.largest_weight_difference(own, theirs) < 1e-13
-    assert (
-        own.weights_hash
-        != training.train(replace(run, **network.METHODS[method], seed=1)).weights_hash
-    )
+    assert own.weights_hash != training.train(replace(run, **network.METHODS[method], seed=1)).weights_hash
 
 
 def test_a_wrong_layer_is_told_apart():
     """The equivalence criterion can fail: another epsilon is no round-off."""
     run = replace(SHORT, dtype="float64", trace=True)
-    own = training.train(
-        replace(run, norm=BN["norm"], options=(("epsilon", 1e-4), ("momentum", 0.9)))
-    )
-    assert (
-        equivalence.largest_weight_difference(own, training.train(replace(run, **TENSORFLOW_BN)))
-        > 1e-8
-    )
+    own = training.train(replace(run, norm=BN["norm"], options=(("epsilon", 1e-4), ("momentum", 0.9))))
+    assert equivalence.largest_weight_difference(own, training.train(replace(run, **TENSORFLOW_BN))) > 1e-8
 
 
 def test_repeated_updates_multiply_the_first_steps_motion():
@@ -143,8 +132,6 @@ def test_a_wrong_import_path_is_refused(path):
 
 
 def test_drift_needs_the_same_parameters():
-    traces = [
-        training.train(replace(SHORT, **network.METHODS[m], trace=True)) for m in ("BN", "WN")
-    ]
+    traces = [training.train(replace(SHORT, **network.METHODS[m], trace=True)) for m in ("BN", "WN")]
     with pytest.raises(ValueError, match="Expected two traces of the same parameters"):
         equivalence.drift(*traces)

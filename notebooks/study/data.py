@@ -42,24 +42,16 @@ FILES = {
     "fashion_mnist": {
         IMAGES: (47_040_016, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
         LABELS: (60_008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
-        TEST_IMAGES: (
-            7_840_016,
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        ),
+        TEST_IMAGES: (7_840_016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
         TEST_LABELS: (10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
     },
     "mnist": {
         IMAGES: (47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
         LABELS: (60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-        TEST_IMAGES: (
-            7_840_016,
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        ),
+        TEST_IMAGES: (7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
         TEST_LABELS: (10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
     },
-    "cifar10": {
-        CIFAR: (170_498_071, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
-    },
+    "cifar10": {CIFAR: (170_498_071, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce")},
 }
 # Keras keeps MNIST as arrays in one archive: the same content, without the files' headers.
 NPZ = "mnist.npz"
@@ -296,9 +288,7 @@ def _damage_in(path):
     except DamagedError:
         raise
     except UNREADABLE as error:
-        raise DamagedError(
-            f"{path.name}: expected to read it. Received: {_reason(error)}"
-        ) from error
+        raise DamagedError(f"{path.name}: expected to read it. Received: {_reason(error)}") from error
 
 
 def _reason(error):
@@ -320,12 +310,7 @@ def _decode_idx(contents):
         header = len(_idx_header(shape))
         return np.frombuffer(contents[file], "uint8", offset=header).reshape(shape)
 
-    return (
-        decode(IMAGES)[..., None],
-        decode(LABELS),
-        decode(TEST_IMAGES)[..., None],
-        decode(TEST_LABELS),
-    )
+    return (decode(IMAGES)[..., None], decode(LABELS), decode(TEST_IMAGES)[..., None], decode(TEST_LABELS))
 
 
 def _npz_contents(path):
@@ -373,11 +358,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         # NumPy moved its private function from module to module; an array still names it.
-        known = {
-            "_reconstruct": np.empty(0).__reduce__()[0],
-            "ndarray": np.ndarray,
-            "dtype": np.dtype,
-        }
+        known = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
         if module.partition(".")[0] == "numpy" and name in known:
             return known[name]
         raise pickle.UnpicklingError(f"expected arrays only. Received: {module}.{name}")
@@ -437,9 +418,7 @@ def _download(name, folder):
             for origin, file in DOWNLOADS[name].items():
                 target = folder / file
                 target.parent.mkdir(exist_ok=True)
-                keras.utils.get_file(
-                    target.name, origin, cache_dir=str(target.parent), cache_subdir=""
-                )
+                keras.utils.get_file(target.name, origin, cache_dir=str(target.parent), cache_subdir="")
     finally:
         socket.setdefaulttimeout(before)
 
@@ -470,11 +449,7 @@ def _unpack_from_debian(name, folder):
             for setting, own in (("Dir::State::Lists", "lists"), ("Dir::Cache::Archives", "cache")):
                 pathlib.Path(temporary, own, "partial").mkdir(parents=True)
                 apt.append(f"-o{setting}={temporary}/{own}")
-            apt += [
-                "-oDir::Cache::pkgcache=",
-                "-oDir::Cache::srcpkgcache=",
-                "-oAPT::Sandbox::User=",
-            ]
+            apt += ["-oDir::Cache::pkgcache=", "-oDir::Cache::srcpkgcache=", "-oAPT::Sandbox::User="]
             run(*apt, "update")
             run(*apt, "download", DEBIAN_PACKAGE)
         (package,) = pathlib.Path(temporary).glob("*.deb")

@@ -9,9 +9,7 @@ import tensorflow as tf
 from study import network, training
 
 
-def layer_differences(
-    candidate, reference, options=(), shape=(100, 28, 28, 30), dtype="float32", seed=2612
-):
+def layer_differences(candidate, reference, options=(), shape=(100, 28, 28, 30), dtype="float32", seed=2612):
     """Call both layers once, in training mode, on the same input with the same weights.
 
     Args:
@@ -118,9 +116,7 @@ def drift_table(drifts, parameter, steps=(1, 5, 10, 15)):
     rows = []
     for label, frame in drifts.items():
         of_parameter = frame[frame.parameter == parameter].set_index("step")["mean"]
-        rows.append(
-            {"faults": label} | {f"step {s}": of_parameter[s] for s in steps if s in of_parameter}
-        )
+        rows.append({"faults": label} | {f"step {s}": of_parameter[s] for s in steps if s in of_parameter})
     return pd.DataFrame(rows)
 
 

@@ -38,20 +38,10 @@ def drift_curves(drifts, titles):
     figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8))
     shown = (drifts[equivalence.BOTH_FAULTS], drifts[equivalence.NO_FAULT])
     for axes, title, drift in zip(panels, titles, shown, strict=True):
-        for parameter, marker, dash in zip(
-            _parameters(drift), "os^", ("-", "--", ":"), strict=False
-        ):
+        for parameter, marker, dash in zip(_parameters(drift), "os^", ("-", "--", ":"), strict=False):
             rows = drift[drift.parameter == parameter]
             name = parameter.split("/")[-1]
-            axes.plot(
-                rows.step,
-                rows["mean"],
-                ls=dash,
-                marker=marker,
-                ms=3,
-                color="0.2",
-                label=_symbol(name),
-            )
+            axes.plot(rows.step, rows["mean"], ls=dash, marker=marker, ms=3, color="0.2", label=_symbol(name))
         axes.axhline(0.0, color="0.7", lw=0.8)
         axes.set(title=title, xlabel="step", ylabel="mean difference")
         axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
@@ -65,12 +55,8 @@ def attribution(drifts):
     largest = {label: drift.groupby("step")["largest"].max() for label, drift in drifts.items()}
     positive = [v for series in largest.values() for v in series if v > 0]
     floor = min(positive) / 10 if positive else 1e-12
-    for (label, series), dash, marker in zip(
-        largest.items(), ("-", "--", "-.", ":"), "os^D", strict=False
-    ):
-        axes.semilogy(
-            series.index, series.clip(lower=floor), ls=dash, marker=marker, ms=3, label=label
-        )
+    for (label, series), dash, marker in zip(largest.items(), ("-", "--", "-.", ":"), "os^D", strict=False):
+        axes.semilogy(series.index, series.clip(lower=floor), ls=dash, marker=marker, ms=3, label=label)
     axes.set(xlabel="step", ylabel="largest difference of a parameter")
     axes.legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
     return figure
@@ -85,15 +71,9 @@ def ablation_curves(arms):
             if arm_repeated == repeated:
                 accuracy = np.array([h.accuracy for h in histories])
                 colour = f"C{list(dashes).index(axes)}"
+                panel.plot(histories[0].steps, accuracy.T, color=colour, ls=dashes[axes], lw=0.8, alpha=0.3)
                 panel.plot(
-                    histories[0].steps, accuracy.T, color=colour, ls=dashes[axes], lw=0.8, alpha=0.3
-                )
-                panel.plot(
-                    histories[0].steps,
-                    accuracy.mean(axis=0),
-                    color=colour,
-                    ls=dashes[axes],
-                    label=axes,
+                    histories[0].steps, accuracy.mean(axis=0), color=colour, ls=dashes[axes], label=axes
                 )
         panel.set(title="t updates at step t" if repeated else "one update a step", xlabel="step")
         panel.legend(loc="lower right", title="averaged over")
@@ -110,13 +90,7 @@ def accuracy_points(groups):
         colour = _look(label)["color"]
         axes.plot([place - 0.12] * len(values), values, "o", color=colour, alpha=0.5, ms=4)
         axes.errorbar(
-            place + 0.12,
-            mean,
-            [[mean - low], [high - mean]],
-            fmt="D",
-            color=colour,
-            capsize=4,
-            ms=5,
+            place + 0.12, mean, [[mean - low], [high - mean]], fmt="D", color=colour, capsize=4, ms=5
         )
     axes.set(xticks=range(len(groups)), xticklabels=list(groups), ylabel="final test accuracy")
     return figure

@@ -74,15 +74,9 @@ def compare(name_a, histories_a, name_b, histories_b):
     """
     seeds_a, seeds_b = ([h.run.seed for h in histories] for histories in (histories_a, histories_b))
     if seeds_a != seeds_b:
-        raise ValueError(
-            f"Expected the same seeds in the same order. Received: {seeds_a} and {seeds_b}"
-        )
-    final_a, final_b = (
-        [h.accuracy[-1] for h in histories] for histories in (histories_a, histories_b)
-    )
-    curve_a, curve_b = (
-        [h.accuracy.mean() for h in histories] for histories in (histories_a, histories_b)
-    )
+        raise ValueError(f"Expected the same seeds in the same order. Received: {seeds_a} and {seeds_b}")
+    final_a, final_b = ([h.accuracy[-1] for h in histories] for histories in (histories_a, histories_b))
+    curve_a, curve_b = ([h.accuracy.mean() for h in histories] for histories in (histories_a, histories_b))
     target = float(np.mean(final_b))
     comparison = Comparison(
         name_a,
@@ -91,18 +85,12 @@ def compare(name_a, histories_a, name_b, histories_b):
         tuple(statistics.mean_interval(final_b)),
         tuple(statistics.mean_interval(np.subtract(curve_a, curve_b))),
         int(histories_a[0].steps[-1]),
-        float(
-            np.median(
-                [statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories_a]
-            )
-        ),
+        float(np.median([statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories_a])),
         len(seeds_a),
     )
     for name, final in ((name_a, comparison.final_a), (name_b, comparison.final_b)):
         _record(f"{_key(name)}.accuracy.final", final, "fraction", comparison.seeds)
-    _record(
-        f"{_key(name_a)}.gain_over.{_key(name_b)}", comparison.gain, "fraction", comparison.seeds
-    )
+    _record(f"{_key(name_a)}.gain_over.{_key(name_b)}", comparison.gain, "fraction", comparison.seeds)
     present.number(
         f"{_key(name_a)}.steps_to.{_key(name_b)}",
         comparison.steps_to_target,
@@ -115,12 +103,9 @@ def compare(name_a, histories_a, name_b, histories_b):
 def same_curves(name_a, histories_a, name_b, histories_b):
     """The caption's first sentence for two curves that ought to be equal."""
     gap = max(
-        float(np.max(np.abs(a.accuracy - b.accuracy)))
-        for a, b in zip(histories_a, histories_b, strict=True)
+        float(np.max(np.abs(a.accuracy - b.accuracy))) for a, b in zip(histories_a, histories_b, strict=True)
     )
-    present.number(
-        f"{_key(name_a)}.largest_gap.{_key(name_b)}", gap, unit="fraction", seeds=len(histories_a)
-    )
+    present.number(f"{_key(name_a)}.largest_gap.{_key(name_b)}", gap, unit="fraction", seeds=len(histories_a))
     seeds = len(histories_a)
     return (
         f"{name_a} and {name_b} never differ by more than {100 * gap:.2f} points of test accuracy "
@@ -164,9 +149,7 @@ def attribution_message(drifts):
     if not causes:
         return "Neither fault moves the parameters beyond round-off."
     makes = f"{' and '.join(causes)} {'each make' if len(causes) > 1 else 'makes'}"
-    return (
-        f"{makes[0].upper()}{makes[1:]} the drift; with both faults removed only round-off is left."
-    )
+    return f"{makes[0].upper()}{makes[1:]} the drift; with both faults removed only round-off is left."
 
 
 def attribution_sentence(method, drifts):
@@ -185,7 +168,9 @@ def attribution_sentence(method, drifts):
 def drift_message(drifts):
     """The caption's first sentence of the drift figure."""
     before, after = final_drift(drifts[BOTH_FAULTS]), final_drift(drifts[NO_FAULT])
-    told = f"with both faults parameters part by {scientific(before)}, paired properly by {scientific(after)}."
+    told = (
+        f"with both faults parameters part by {scientific(before)}, paired properly by {scientific(after)}."
+    )
     if is_round_off(drifts) and before > STANDS_OUT * after:
         return f"The drift of 2019 is its training loop's: {told}"
     return f"{told[0].upper()}{told[1:]}"
@@ -342,9 +327,7 @@ class Ranking:
         faster = [c.name_a for c in self._by_speed if c.verdict == "faster"]
         if not faster:
             return f"No method learns faster than {self.baseline} beyond what the seeds allow."
-        return (
-            f"{_list(faster)} learn{'s' if len(faster) == 1 else ''} faster than {self.baseline}."
-        )
+        return f"{_list(faster)} learn{'s' if len(faster) == 1 else ''} faster than {self.baseline}."
 
     @property
     def final_message(self):
@@ -390,9 +373,7 @@ class Ranking:
         """One row a method."""
         rows = []
         for name, histories in self.curves.items():
-            reached = [
-                statistics.steps_to_target(h.steps, h.accuracy, self.target) for h in histories
-            ]
+            reached = [statistics.steps_to_target(h.steps, h.accuracy, self.target) for h in histories]
             steps, milliseconds = float(np.median(reached)), self._milliseconds(name)
             mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
             gain = self.comparisons[name].gain if name in self.comparisons else None
@@ -409,10 +390,7 @@ class Ranking:
                 }
             )
             present.number(
-                f"{name.lower()}.milliseconds_per_step",
-                milliseconds,
-                unit="ms",
-                seeds=len(histories),
+                f"{name.lower()}.milliseconds_per_step", milliseconds, unit="ms", seeds=len(histories)
             )
         return pd.DataFrame(rows)
 

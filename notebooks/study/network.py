@@ -47,9 +47,7 @@ def resolve(path):
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"Expected an import path 'module:Class' ({error}). Received: {path!r}"
-        ) from error
+        raise ValueError(f"Expected an import path 'module:Class' ({error}). Received: {path!r}") from error
 
 
 def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype="float32", nudge=0):
@@ -80,11 +78,7 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
     def with_kernel(cls, index, name, *args, **kwargs):
         initial = _initial(seed, index, nudge)
         layer = cls(*args, kernel_initializer=initial, dtype=dtype, name=name, **kwargs)
-        return (
-            norm_class(layer, name=f"norm_{name}", **arguments)
-            if wraps and name in where
-            else layer
-        )
+        return norm_class(layer, name=f"norm_{name}", **arguments) if wraps and name in where else layer
 
     def normalized(name, **flat):
         if norm_class is None or wraps or name not in where:

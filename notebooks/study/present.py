@@ -83,9 +83,7 @@ def verdict(table, id, claim, measured, tolerance, holds):
 
 def runs(groups):
     """Record all runs of labelled groups (dict label -> list of History) for results.json."""
-    _pending.setdefault("runs", []).extend(
-        h.row() for histories in groups.values() for h in histories
-    )
+    _pending.setdefault("runs", []).extend(h.row() for histories in groups.values() for h in histories)
 
 
 # --- displays -------------------------------------------------------------------------------------------------------
@@ -140,10 +138,7 @@ def table(frame, label, message, reading="", formats=None):
         "columns": columns,
         "rows": shown.values.tolist(),
     }
-    _show(
-        {"text/html": shown.to_html(index=False), "text/plain": shown.to_string(index=False)},
-        record,
-    )
+    _show({"text/html": shown.to_html(index=False), "text/plain": shown.to_string(index=False)}, record)
     _show({"text/markdown": caption}, {"kind": "caption"})
 
 
@@ -178,9 +173,7 @@ def source(thing):
     """Show the source of a function or a class, as it stands in the project."""
     code = textwrap.dedent(inspect.getsource(thing)).rstrip()
     name = f"{thing.__module__}.{thing.__qualname__}"
-    _show(
-        {"text/markdown": f"```python\n{code}\n```"}, {"kind": "source", "name": name, "code": code}
-    )
+    _show({"text/markdown": f"```python\n{code}\n```"}, {"kind": "source", "name": name, "code": code})
 
 
 def _show(bundle, record):
@@ -206,4 +199,6 @@ def _seeds(histories):
     steps = histories[0].run.steps
     if len(seeds) == 1:
         return f"Seed {seeds[0]}, {steps:,} steps."
-    return f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {steps:,} steps; thick: the mean; faint: each seed."
+    return (
+        f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {steps:,} steps; thick: the mean; faint: each seed."
+    )

@@ -64,9 +64,7 @@ def mean_interval(values, confidence=0.95):
     """
     values = _finite("values", values)
     if not 0 < confidence < 1:
-        raise ValueError(
-            f"Expected a confidence between 0 and 1. Received: confidence={confidence!r}"
-        )
+        raise ValueError(f"Expected a confidence between 0 and 1. Received: confidence={confidence!r}")
     if len(values) == 1:
         return float(values[0]), float("nan"), float("nan")
     half_width = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
@@ -177,9 +175,7 @@ def steps_to_target(steps, accuracy, target):
     """
     steps, accuracy = np.asarray(steps), np.asarray(accuracy)
     if steps.shape != accuracy.shape:
-        raise ValueError(
-            f"Expected an accuracy a step. Received: {steps.shape} and {accuracy.shape}"
-        )
+        raise ValueError(f"Expected an accuracy a step. Received: {steps.shape} and {accuracy.shape}")
     if (np.diff(steps) <= 0).any():
         raise ValueError(f"Expected ascending steps. Received: {steps.tolist()}")
     reached = np.flatnonzero(accuracy >= target)
@@ -196,7 +192,5 @@ def _differences(a, b):
 def _finite(name, values):
     values = np.asarray(values, "float64")
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError(
-            f"Expected {name}: one or more finite numbers. Received: {values.tolist()}"
-        )
+        raise ValueError(f"Expected {name}: one or more finite numbers. Received: {values.tolist()}")
     return values
