@@ -29,6 +29,7 @@ import functools
 import math
 import operator
 import typing
+import warnings
 
 import keras
 import numpy as np
@@ -260,7 +261,7 @@ def _dot(t, parameter, axes):
 
 
 def _are_last(axes, t):
-    return tuple(axes) == tuple(range(t.shape.rank - len(axes), t.shape.rank))
+    return bool(axes) and axes == tuple(range(t.shape.rank - len(axes), t.shape.rank))
 
 
 def _wide(dtype):
@@ -369,9 +370,10 @@ def _inverse_length(plan, v):
 class _Normalization(keras.layers.Layer):
     """What the layers share: gamma and beta, their options, the configuration, the error messages.
 
-    A layer says which axes carry parameters (`_feature_axes`) and which are averaged (`_reduction_axes`).
+    The axes given carry the parameters (`_features`); a layer says which are averaged (`_reduction_axes`).
     """
 
+    _keeps_rank = True
     _config = ("axis", "epsilon", "center", "scale")
     _kinds = {
         "initializer": keras.initializers,
@@ -416,15 +418,18 @@ class _Normalization(keras.layers.Layer):
     def _set_part(self, part, value):
         setattr(self, part, self._kinds[part.rpartition("_")[2]].get(value))
 
-    def _feature_axes(self, shape):
+    def _features(self, rank):
         """The axes that carry gamma and beta, ascending and non-negative."""
         axes = self.axis if isinstance(self.axis, (list, tuple)) else [self.axis]
-        for axis in axes:
+        return sorted(axis % rank for axis in axes)
+
+    def _check_axes(self, shape):
+        for axis in self.axis if isinstance(self.axis, (list, tuple)) else [self.axis]:
             if not -len(shape) <= axis < len(shape):
                 raise ValueError(
                     f"Axis {axis} is out of bounds for input shape {tuple(shape)}. Received: axis={self.axis}"
                 )
-        features = sorted(axis % len(shape) for axis in axes)
+        features = self._features(len(shape))
         if len(set(features)) < len(features):
             raise ValueError(
                 f"Expected each axis once. Received: axis={self.axis} for input shape {tuple(shape)}"
@@ -435,14 +440,13 @@ class _Normalization(keras.layers.Layer):
                     f"Axis {axis} of input tensor should have a defined dimension but the layer received an input "
                     f"with shape {tuple(shape)}. Received: axis={self.axis}"
                 )
-        return features
 
     def _reduction_axes(self, rank):
         """The averaged axes, ascending and non-negative."""
         raise NotImplementedError
 
     def build(self, input_shape):
-        features = self._feature_axes(input_shape)
+        self._check_axes(input_shape)
         # As in Keras, the sizes follow the axes as given in ascending order, negative ones first.
         given = sorted(self.axis) if isinstance(self.axis, (list, tuple)) else [self.axis]
         shape = tuple(input_shape[axis] for axis in given)
@@ -450,30 +454,26 @@ class _Normalization(keras.layers.Layer):
             if wanted:
                 options = {kind: getattr(self, f"{name}_{kind}") for kind in self._kinds}
                 setattr(self, name, self._add_parameter(name, shape, options))
-        self._rank = len(input_shape)
-        self.input_spec = keras.layers.InputSpec(ndim=self._rank, axes={a: input_shape[a] for a in features})
-        self._features = features
+        rank = len(input_shape) if self._keeps_rank else None
+        self.input_spec = keras.layers.InputSpec(ndim=rank, axes={axis: input_shape[axis] for axis in given})
         self.built = True
 
     def _add_parameter(self, name, shape, options):
         return self.add_weight(shape=shape, name=name, autocast=False, **options)
 
-    def _broadcast(self, parameter):
+    def _broadcast(self, parameter, rank):
         """A parameter with the input's rank, so that it lines up with its axes."""
         if parameter is None:
             return None
-        shape = [self.input_spec.axes.get(axis, 1) for axis in range(self._rank)]
-        return tf.reshape(parameter, shape)
+        sizes = {axis % rank: size for axis, size in self.input_spec.axes.items()}
+        return tf.reshape(parameter, [sizes.get(axis, 1) for axis in range(rank)])
 
     def _standardize(self, x, **options):
         _check_floating(x)
+        rank = x.shape.rank
+        gamma, beta = (self._broadcast(parameter, rank) for parameter in (self.gamma, self.beta))
         y, mean, variance = standardize(
-            x,
-            self._reduction_axes(self._rank),
-            self.epsilon,
-            gamma=self._broadcast(self.gamma),
-            beta=self._broadcast(self.beta),
-            **options,
+            x, self._reduction_axes(rank), self.epsilon, gamma=gamma, beta=beta, **options
         )
         return tf.cast(y, self.compute_dtype), mean, variance
 
@@ -481,7 +481,7 @@ class _Normalization(keras.layers.Layer):
         return self._standardize(inputs)[0]
 
     def compute_output_shape(self, input_shape):
-        self._feature_axes(input_shape)
+        self._check_axes(input_shape)
         return tuple(input_shape)
 
     def get_config(self):
@@ -506,6 +506,7 @@ class LayerNormalization(_Normalization):
         center, scale: whether there is a beta, a gamma. Default True.
         beta_initializer, gamma_initializer: default "zeros", "ones".
         beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: default None.
+        rms_scaling: Keras's deprecated form, x divided by its deviation without centring, and no beta. Default False.
 
     Raises:
         ValueError: an axis out of bounds, repeated or of unknown size; a negative epsilon.
@@ -514,17 +515,33 @@ class LayerNormalization(_Normalization):
     Reference: arXiv:1607.06450, equation 3.
     """
 
+    _keeps_rank = False
+    _config = (*_Normalization._config, "rms_scaling")
+
     def __init__(self, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **kwargs):
-        if kwargs.pop("rms_scaling", False):
-            raise ValueError("Expected rms_scaling=False; use RMSNormalization. Received: rms_scaling=True")
-        if isinstance(axis, (list, tuple)):
-            axis = [_integer("axis", a) for a in axis]
-        else:
-            axis = _integer("axis", axis)
-        super().__init__(axis, epsilon, center, scale, *parts, **kwargs)
+        self.rms_scaling = kwargs.pop("rms_scaling", False)
+        if self.rms_scaling:
+            warnings.warn(
+                "rms_scaling=True divides by the deviation without centring; use RMSNormalization",
+                stacklevel=2,
+            )
+            center, scale = False, True
+        super().__init__(_integers("axis", axis), epsilon, center, scale, *parts, **kwargs)
 
     def _reduction_axes(self, rank):
-        return tuple(self._features)
+        return tuple(self._features(rank))
+
+    def call(self, inputs):
+        if not self.rms_scaling:
+            return super().call(inputs)
+        x = _widen(inputs)
+        variance = tf.math.reduce_variance(x, self._features(x.shape.rank), keepdims=True)
+        y = (
+            x
+            * tf.math.rsqrt(variance + self.epsilon)
+            * tf.cast(self._broadcast(self.gamma, x.shape.rank), x.dtype)
+        )
+        return tf.cast(y, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -598,13 +615,13 @@ class BatchNormalization(_Normalization):
         self._set_part("moving_variance_initializer", moving_variance_initializer)
 
     def _reduction_axes(self, rank):
-        return tuple(axis for axis in range(rank) if axis not in self._features)
+        return tuple(axis for axis in range(rank) if axis not in self._features(rank))
 
     def build(self, input_shape):
         super().build(input_shape)
         for name in self._statistics:
             weight = self.add_weight(
-                shape=(input_shape[self._features[0]],),
+                shape=(input_shape[self.axis],),
                 name=name,
                 initializer=getattr(self, f"{name}_initializer"),
                 trainable=False,
@@ -633,7 +650,7 @@ class BatchNormalization(_Normalization):
     def _infer(self, x):
         _check_floating(x)
         given = (self.moving_mean, self.moving_variance, self.gamma, self.beta)
-        wide = [tf.cast(self._broadcast(p), _wide(x.dtype)) for p in given if p is not None]
+        wide = [tf.cast(self._broadcast(p, x.shape.rank), _wide(x.dtype)) for p in given if p is not None]
         plan = _Plan((), self.epsilon, True, None, self.scale, self.center, None, None)
         return tf.cast(_run(plan, _standardize_by, x, *wide), self.compute_dtype)
 
@@ -673,7 +690,7 @@ class MeanOnlyBatchNormalization(BatchNormalization):
 
     def _standardize(self, x, weights=None, all_reduce=None):
         _check_floating(x)
-        axes = self._reduction_axes(self._rank)
+        axes = self._reduction_axes(x.shape.rank)
         combine, count = _averaging(_Plan(axes, 0.0, True, None, False, False, weights, all_reduce), x)
         x_wide = _widen(x)
         counted = x_wide if weights is None else tf.where(weights > 0, x_wide, 0.0)
@@ -682,11 +699,11 @@ class MeanOnlyBatchNormalization(BatchNormalization):
 
     def _infer(self, x):
         _check_floating(x)
-        return self._shift(_widen(x), self._broadcast(self.moving_mean))
+        return self._shift(_widen(x), self._broadcast(self.moving_mean, x.shape.rank))
 
     def _shift(self, x, mean):
         y = x - tf.cast(mean, x.dtype)
-        y = y if self.beta is None else y + tf.cast(self._broadcast(self.beta), x.dtype)
+        y = y if self.beta is None else y + tf.cast(self._broadcast(self.beta, x.shape.rank), x.dtype)
         return tf.cast(y, self.compute_dtype)
 
 
@@ -723,7 +740,8 @@ class GroupNormalization(_Normalization):
         self.groups = groups
 
     def build(self, input_shape):
-        channel = self._feature_axes(input_shape)[0]
+        self._check_axes(input_shape)
+        channel = self.axis % len(input_shape)
         channels = input_shape[channel]
         groups = channels if self.groups == -1 else self.groups
         if channel == 0:
@@ -744,7 +762,7 @@ class GroupNormalization(_Normalization):
         self._pooling = None if groups == channels else (channel, groups)
 
     def _reduction_axes(self, rank):
-        return tuple(axis for axis in range(1, rank) if axis not in self._features)
+        return tuple(axis for axis in range(1, rank) if axis not in self._features(rank))
 
     def call(self, inputs):
         return self._standardize(inputs, groups=self._pooling)[0]
@@ -763,7 +781,7 @@ class InstanceNormalization(_Normalization):
         super().__init__(_integer("axis", axis), epsilon, center, scale, *parts, **kwargs)
 
     def _reduction_axes(self, rank):
-        return tuple(axis for axis in range(1, rank) if axis not in self._features)
+        return tuple(axis for axis in range(1, rank) if axis not in self._features(rank))
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -783,14 +801,11 @@ class RMSNormalization(_Normalization):
     Reference: arXiv:1910.07467, equation 4.
     """
 
+    _keeps_rank = False
     _config, _parts = ("axis", "epsilon"), ()
 
     def __init__(self, axis=-1, epsilon=1e-6, **kwargs):
-        if isinstance(axis, (list, tuple)):
-            axis = [_integer("axis", a) for a in axis]
-        else:
-            axis = _integer("axis", axis)
-        super().__init__(axis, epsilon, center=False, **kwargs)
+        super().__init__(_integers("axis", axis), epsilon, center=False, **kwargs)
         self.supports_masking = False
         self.autocast = True
 
@@ -799,7 +814,7 @@ class RMSNormalization(_Normalization):
         return self.scale
 
     def _reduction_axes(self, rank):
-        return tuple(self._features)
+        return tuple(self._features(rank))
 
     def call(self, inputs):
         return self._standardize(inputs, center=False)[0]
@@ -811,9 +826,7 @@ def _number(name, value, low, high=math.inf):
     except (TypeError, ValueError):
         number = math.nan
     if not low <= number <= high or math.isinf(number):
-        raise ValueError(
-            f"Expected a number from {low:g} to {high:g} for `{name}`. Received: {name}={value!r}"
-        )
+        raise ValueError(f"`{name}` must be a number from {low:g} to {high:g}. Received: {name}={value!r}")
     return number
 
 
@@ -824,6 +837,14 @@ def _integer(name, value):
         raise TypeError(
             f"Expected an int or a list/tuple of ints for the argument '{name}'. Received: {value!r}"
         ) from None
+
+
+def _integers(name, value):
+    return (
+        [_integer(name, item) for item in value]
+        if isinstance(value, (list, tuple))
+        else _integer(name, value)
+    )
 
 
 def _check_floating(x):
@@ -1073,7 +1094,7 @@ def fold(model):
 
     def clone(layer):
         if layer.name in gone:
-            return keras.layers.Identity(name=layer.name)
+            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy)
         config = layer.get_config() | ({"use_bias": True} if layer.name in into else {})
         return type(layer).from_config(config)
 
@@ -1104,7 +1125,11 @@ _FOLDABLE = (
 def _foldable_before(norm):
     """The layer that a normalization can be folded into: its only input, read by nothing else, linear; or None."""
     nodes = norm._inbound_nodes
-    if len(nodes) != 1 or len(nodes[0].parent_nodes) != 1 or norm._features != [norm._rank - 1]:
+    if (
+        len(nodes) != 1
+        or len(nodes[0].parent_nodes) != 1
+        or norm._features(rank := norm.input_spec.ndim) != [rank - 1]
+    ):
         return None
     layer = nodes[0].parent_nodes[0].operation
     channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import normlib
 
-SHAPES = [(4, 3), (3, 5, 4), (2, 3, 4, 6), (2, 3, 2, 3, 4)]
+SHAPES = [(4, 3), (3, 16), (3, 5, 4), (2, 3, 4, 6), (2, 3, 2, 3, 4)]
 
 
 def plain_standardize(x, axes, epsilon, gamma=None, beta=None, center=True):

@@ -16,12 +16,14 @@ PAIRS = [
     ("LayerNormalization", {"axis": [1, 2, 3]}, (2, 3, 4, 5)),
     ("LayerNormalization", {"axis": 1, "center": False}, (2, 3, 4, 5)),
     ("LayerNormalization", {"axis": [1, -1]}, (8, 26, 26, 6)),
+    ("LayerNormalization", {"axis": [1, 2], "rms_scaling": True}, (2, 3, 4, 5)),
     ("GroupNormalization", {"groups": 2}, (2, 4, 5, 6)),
     ("GroupNormalization", {"groups": 3, "axis": 1}, (2, 6, 5, 4)),
     ("GroupNormalization", {"groups": -1, "scale": False}, (8, 26, 26, 6)),
     ("RMSNormalization", {}, (4, 3)),
     ("RMSNormalization", {"epsilon": 1e-3}, (8, 26, 26, 6)),
 ]
+pytestmark = pytest.mark.filterwarnings("ignore:.*rms_scaling=True")
 IDS = [f"{name}{arguments}{shape}" for name, arguments, shape in PAIRS]
 
 
@@ -67,7 +69,7 @@ def test_weights_go_both_ways(name, arguments, shape, rng):
 @pytest.mark.parametrize("name", sorted({name for name, *_ in PAIRS}))
 def test_defaults_equal_kerass(name):
     ours, theirs = getattr(normlib, name)().get_config(), getattr(keras.layers, name)().get_config()
-    not_offered = {"renorm", "renorm_clipping", "renorm_momentum", "rms_scaling"}
+    not_offered = {"renorm", "renorm_clipping", "renorm_momentum"}
     for option in set(theirs) - not_offered - {"name"}:
         assert ours[option] == theirs[option], option
 

@@ -48,18 +48,52 @@ def layer_differences(candidate, reference, options=(), shape=(100, 28, 28, 30),
     return pd.DataFrame(rows)
 
 
+def _in_training(layer, x):
+    return layer(x, training=True) if "training" in layer.call.__code__.co_varnames else layer(x)
+
+
 def _call(layer, x, dy):
     """Output, gradients and moving statistics of one call in training mode, by name."""
-    takes_training = "training" in layer.call.__code__.co_varnames
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = layer(x, training=True) if takes_training else layer(x)
+        y = _in_training(layer, x)
     variables = layer.trainable_variables
     gradients = tape.gradient(y, [x, *(getattr(v, "value", v) for v in variables)], dy)
     named = {"y": y, "dx": gradients[0]}
     named |= {f"d{v.name}": g for v, g in zip(variables, gradients[1:], strict=True)}
     named |= {v.name: v for v in layer.non_trainable_variables}
     return {name: np.asarray(value, "float64") for name, value in named.items()}
+
+
+def second_derivative_error(path, options=(), shape=(16, 6, 6, 8), seed=2612):
+    """How wrong a layer's second derivatives are: a Hessian-vector product, by automatic differentiation, against
+    central differences of the layer's own first derivatives, in float64 and training mode.
+
+    Args:
+        path: import path of the layer.
+        options, shape, seed: as in `layer_differences`.
+
+    Returns:
+        The largest absolute difference, in units of the largest absolute value.
+    """
+    rng = np.random.default_rng(seed)
+    # A direction with a mean of its own: what is wrong is how the mean moves the variance.
+    x, weights, direction = (tf.constant(rng.normal(mean, 1.0, shape)) for mean in (0, 0, 1))
+    layer = network.resolve(path)(**dict(options), dtype="float64")
+    layer.build(shape)
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(weights * tf.sin(_in_training(layer, x)))
+        return tape.gradient(loss, x)
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        slope = tf.reduce_sum(gradient(x) * direction)
+    h = 1e-5
+    expected = (gradient(x + h * direction) - gradient(x - h * direction)) / (2 * h)
+    return float(np.max(np.abs(tape.gradient(slope, x) - expected)) / np.max(np.abs(expected)))
 
 
 def drift(candidate, reference):

@@ -1,0 +1,123 @@
+"""The ways in which TensorFlow can run a layer: each gives what the plain call gives."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from references import assert_close, build, call, gradients, plain_layer, random
+
+import normlib
+from study import equivalence
+
+SMALL, LARGE = (4, 6, 5, 6), (8, 28, 28, 6)  # below and above the size from which kernels are compiled
+LAYERS = [
+    pytest.param(normlib.BatchNormalization, {}, id="batch"),
+    pytest.param(normlib.LayerNormalization, {}, id="layer"),
+    pytest.param(normlib.LayerNormalization, {"axis": [1, 2, 3]}, id="image"),
+    pytest.param(normlib.GroupNormalization, {"groups": 2}, id="group"),
+    pytest.param(normlib.InstanceNormalization, {}, id="instance"),
+    pytest.param(normlib.RMSNormalization, {}, id="rms"),
+]
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_a_jitted_step(make, arguments, shape, rng):
+    eager, jitted = (build(make, arguments, shape, "float64", np.random.default_rng(1)) for _ in range(2))
+    x, dy = random(rng, shape), random(rng, shape, mean=0.0)
+
+    def step(layer, x):
+        return gradients(lambda x: call(layer, x), x, layer.trainable_variables, dy)
+
+    y, found = tf.function(lambda x: step(jitted, x), jit_compile=True)(x)
+    expected_y, expected = step(eager, x)
+    for a, b in zip([y, *found, *jitted.weights], [expected_y, *expected, *eager.weights], strict=True):
+        assert_close(a, b, 1e-11)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_second_derivatives_in_a_jitted_step(make, arguments, shape, rng):
+    layer = build(make, arguments, shape, "float64", rng)
+    x, direction = random(rng, shape), random(rng, shape, mean=0.0)
+
+    def product(function):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                loss = tf.reduce_sum(tf.sin(function(x)))
+            along = tf.reduce_sum(inner.gradient(loss, x) * direction)
+        return outer.gradient(along, x)
+
+    jitted = tf.function(lambda: product(lambda x: call(layer, x)), jit_compile=True)()
+    assert_close(jitted, product(lambda x: plain_layer(layer, x)), 1e-10)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_gradient_checkpointing(make, arguments, shape, rng):
+    layer = build(make, arguments, shape, "float64", rng)
+    x, dy = random(rng, shape), random(rng, shape, mean=0.0)
+
+    @tf.recompute_grad
+    def recomputed(x):
+        return tf.sin(call(layer, x))
+
+    y, found = gradients(recomputed, x, layer.trainable_variables, dy)
+    expected_y, expected = gradients(lambda x: tf.sin(call(layer, x)), x, layer.trainable_variables, dy)
+    for a, b in zip([y, *found], [expected_y, *expected], strict=True):
+        assert_close(a, b, 1e-12)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS[1:])
+def test_vectorized_map(make, arguments, shape, rng):
+    layer = build(make, arguments, shape, "float64", rng)
+    batches = random(rng, (3, *shape))
+    mapped = tf.vectorized_map(lambda x: call(layer, x), batches)
+    assert_close(mapped, tf.stack([call(layer, x) for x in batches]), 1e-12)
+
+
+def test_vectorized_map_of_batch_normalization_in_inference(rng):
+    layer = build(normlib.BatchNormalization, {}, SMALL, "float64", rng)
+    batches = random(rng, (3, *SMALL))
+    assert_close(tf.vectorized_map(layer, batches), tf.stack([layer(x) for x in batches]), 1e-12)
+
+
+FIT = """
+import keras, numpy as np, normlib
+model = keras.Sequential([
+    keras.layers.Input((12, 12, 1)),
+    normlib.WeightNormalization(keras.layers.Conv2D(16, 3)), normlib.BatchNormalization(),
+    normlib.GroupNormalization(4), normlib.LayerNormalization(), normlib.RMSNormalization(),
+    normlib.InstanceNormalization(), keras.layers.Flatten(), keras.layers.Dense(2),
+])
+model.compile("sgd", "mse", jit_compile=True)
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(64, 12, 12, 1)), rng.normal(size=(64, 2))
+loss = model.fit(x, y, epochs=4, verbose=0).history["loss"]
+assert loss[-1] < loss[0], loss
+"""
+
+
+def test_fit_jitted():
+    """In a process of its own: Keras does not compile while operations are held to be deterministic."""
+    ran = subprocess.run([sys.executable, "-c", FIT], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "at_least"),
+    [
+        ("BatchNormalization", (), 0.01),
+        ("LayerNormalization", (), 0.1),
+        ("GroupNormalization", (("groups", 2),), 0.01),
+    ],
+)
+def test_kerass_second_derivatives_are_wrong_and_ours_are_right(name, options, at_least):
+    """tf.nn.moments stops the gradient at the mean inside the variance: right to first order only."""
+    assert equivalence.second_derivative_error(f"normlib:{name}", options) < 1e-7
+    assert equivalence.second_derivative_error(f"keras.layers:{name}", options) > at_least

@@ -1,0 +1,154 @@
+"""Faults planted in the layers: each must be found by the project's own tests."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import normlib
+
+SOURCE = pathlib.Path(normlib.__file__).read_text()
+TESTS = pathlib.Path(__file__).parent
+
+# The fault: the code, what takes its place, the tests that must find it.
+FAULTS = {
+    "the mean is detached": (
+        "along_one + x_hat * along_x_hat if plan.center else x_hat * along_x_hat",
+        "x_hat * along_x_hat",
+        "gradients",
+    ),
+    "the variance is detached": (
+        "along_one + x_hat * along_x_hat if plan.center else x_hat * along_x_hat",
+        "along_one if plan.center else 0.0 * x_hat",
+        "gradients",
+    ),
+    "gamma is missing in dx": ("(gamma * dy - inexpressible)", "(dy - inexpressible)", "gradients"),
+    "epsilon is outside the root": (
+        "deviation * tf.math.rsqrt(variance + plan.epsilon), parameters",
+        "deviation / (tf.sqrt(variance) + plan.epsilon), parameters",
+        "gradients",
+    ),
+    "the variance is the unbiased one": (
+        "mean_of(tf.square(deviation), product=True)",
+        "mean_of(tf.square(deviation), product=True) * count / (count - 1.0)",
+        "gradients",
+    ),
+    "beta is added twice": (
+        "y + tf.cast(parameters[-1], y.dtype)",
+        "y + 2 * tf.cast(parameters[-1], y.dtype)",
+        "gradients",
+    ),
+    "dgamma is taken for dbeta": (
+        "(plan.scale, sum_dy_x_hat), (plan.shift, sum_dy)",
+        "(plan.scale, sum_dy), (plan.shift, sum_dy_x_hat)",
+        "gradients",
+    ),
+    "a group's size does not count its channels": (
+        "x.shape[plan.groups[0]] // plan.groups[1] if plan.groups else 1",
+        "1",
+        "gradients",
+    ),
+    "RMS normalization is centred": ("(inputs, center=False)[0]", "(inputs)[0]", "gradients"),
+    "second derivatives take the statistics for constants": (
+        "statistics = _standardize(plan, *inputs)[1:]",
+        "statistics = [tf.stop_gradient(s) for s in _standardize(plan, *inputs)[1:]]",
+        "gradients -k second",
+    ),
+    "weight normalization does not project": ("(dw - u * dg)", "dw", "gradients -k weight"),
+    "a transposed kernel's outputs are taken for inputs": (
+        "outputs = {rank - 2}\n",
+        "outputs = {rank - 1}\n",
+        "gradients -k weight",
+    ),
+    "a vector of length zero divides by it": ("reciprocal_no_nan(", "reciprocal(", "layers -k zero"),
+    "offsets are not taken out first": (
+        "_near_the_mean(plan, x_wide) if plan.compilable else mean_of(x_wide)",
+        "0.0 * mean_of(x_wide)",
+        "layers -k offset",
+    ),
+    "the momentum is reversed": (
+        "old * self.momentum + ",
+        "old * (1.0 - self.momentum) + ",
+        "layers -k statistics",
+    ),
+    "statistics that are not finite are averaged in": (
+        "tf.where(tf.math.is_finite(new), new, old)",
+        "new",
+        "layers -k finite",
+    ),
+    "the mask is ignored": (
+        "if mask is not None:\n            options",
+        "if False:\n            options",
+        "layers -k mask",
+    ),
+    "a masked NaN reaches the gradient": (
+        "tf.math.multiply_no_nan(x_hat, dy)",
+        "x_hat * dy",
+        "layers -k mask",
+    ),
+    "a layer that is not trainable trains": (
+        "if not (training and self.trainable):",
+        "if not training:",
+        "layers -k trainable",
+    ),
+    "statistics of float16 are float16": (
+        "return tf.float64 if dtype == tf.float64 else tf.float32",
+        "return dtype",
+        "layers -k float16",
+    ),
+    "an option is not in the configuration": (
+        '_config = ("axis", "epsilon", "center", "scale")',
+        '_config = ("axis", "center", "scale")',
+        "layers -k saved",
+    ),
+    "any momentum is accepted": ('_number("momentum", momentum, 0.0, 1.0)', "momentum", "layers -k refused"),
+    "a default differs from Keras's": (
+        "axis=-1, epsilon=1e-6",
+        "axis=-1, epsilon=1e-3",
+        "keras_parity -k default",
+    ),
+    "inference forgets epsilon": (
+        "(_widen(x) - mean) * tf.math.rsqrt(variance + plan.epsilon)",
+        "(_widen(x) - mean) * tf.math.rsqrt(variance)",
+        "keras_parity -k inference",
+    ),
+    "the moving variance starts at 0": (
+        'moving_variance_initializer="ones"',
+        'moving_variance_initializer="zeros"',
+        "keras_parity",
+    ),
+    "folding forgets epsilon": (
+        "norm.moving_variance.numpy() + norm.epsilon",
+        "norm.moving_variance.numpy()",
+        "tools -k fold",
+    ),
+    "recalibration forgets that means differ": (
+        "square - mean**2, 0.0",
+        "square - square + 1.0, 0.0",
+        "tools -k recalibrated",
+    ),
+    "nothing is wrong": ("", "", "layers -k momentum or moving"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault, tmp_path):
+    code, wrong, tests = FAULTS[fault]
+    if code:
+        assert SOURCE.count(code) == 1, "the fault has lost its place"
+    (tmp_path / "normlib.py").write_text(SOURCE.replace(code, wrong, 1) if code else SOURCE)
+    name, *keywords = tests.split(" -k ")
+    # -P: the planted module is found before the one in the current folder.
+    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += [f"-k{keyword}" for keyword in keywords] + [str(TESTS / f"test_{name}.py")]
+    ran = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    # 1: a test failed; 2 and more: something else did, such as the import.
+    assert ran.returncode == (1 if code else 0), ran.stdout[-2000:]
