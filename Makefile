@@ -8,7 +8,7 @@ BIN     := .venv/bin
 PIP     := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint lab lock clean
+.PHONY: help report test lint bench lab lock clean
 
 help:    ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ lint: .venv/.installed  ## style of code and notebooks; notebooks are stored wit
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
+
+bench: .venv/.installed  ## time layers and training against Keras's, in turns; tables, and JSON in report/build
+	@mkdir -p report/build
+	@$(BIN)/python benchmarks/layers.py --json report/build/layers.json
+	@$(BIN)/python benchmarks/training.py --json report/build/training.json
 
 lab: .venv/.installed  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks/01_batch_normalization.ipynb

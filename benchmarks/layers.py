@@ -165,12 +165,19 @@ def saved_bytes(layer, shape):
         forward = set(graph.get_operations()) - {dy.op}
         tf.compat.v1.gradients(y, [x, *(v.value for v in layer.trainable_variables)], dy)
         read = {
-            tensor.ref(): tensor
+            _origin(tensor).ref(): tensor
             for operation in set(graph.get_operations()) - forward
             for tensor in operation.inputs
             if tensor.op in forward and tensor.dtype == tf.float32 and tensor.op.type != "Const"
         }
     return int(sum(np.prod(tensor.shape.as_list()) * 4 for tensor in read.values()))
+
+
+def _origin(tensor):
+    """The tensor whose memory this one shares."""
+    while tensor.op.type in ("Identity", "IdentityN"):
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor
 
 
 def bandwidth():

@@ -303,9 +303,10 @@ def _processor():
 def compose(notebooks, executed, results, folder):
     """One document of all: a panflute Doc whose figures, tables, equations and sections are numbered and linked."""
     (folder / "media").mkdir()
-    parts = [front_matter(results)]
+    parts = []
     for path, notebook in zip(notebooks, executed, strict=True):
         parts += cells(path, notebook, folder / "media")
+    parts.insert(0, front_matter(results, "\n".join(parts)))
     parts.append(provenance_section(results["provenance"]))
     parts.append("# References {-}\n\n::: {#refs}\n:::\n")
     document = pf.convert_text(
@@ -315,13 +316,21 @@ def compose(notebooks, executed, results, folder):
     return document
 
 
-def front_matter(results):
-    """Title, abstract and the reader's help, with the computed sentences in their places."""
+def front_matter(results, body):
+    """Title, abstract and the reader's help, with the computed sentences in their places.
+
+    `{key}` is a sentence of the notebooks, `{key:brief}` its beginning. Of the links, those stay whose aim is built.
+    """
+
+    def link(match):
+        return match[0] if f"{{#{match[1] or f'sec-{match[2]}'}" in body else ""
 
     def fill(match):
-        return results["sentences"].get(match[1], "*(not computed in this build)*")
+        text = results["sentences"].get(match[1], "*(not computed in this build)*")
+        return re.split(r"[.;] ", text)[0].rstrip(".") + "." if match[2] else text
 
-    text = re.sub(r"\{((?:\w+\.)+\w+)\}", fill, (HERE / "front_matter.md").read_text())
+    text = re.sub(r"\{((?:\w+\.)+\w+)(:brief)?\}", fill, (HERE / "front_matter.md").read_text())
+    text = re.sub(r" \(\[\w+\]\((?:#([\w-]+)|([\w-]+)\.ipynb)\)\)", link, text)
     banners = []
     if results["provenance"]["data"]["sample"]:
         banners.append(
@@ -498,7 +507,7 @@ def write_pdf(document, folder):
         if isinstance(element, pf.Image):
             alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
             name = pathlib.Path(element.url).name
-            return pf.RawInline(f'#image("media/{name}", alt: {alt}, width: 100%)', format="typst")
+            return pf.RawInline(f'#image("media/{name}", alt: {alt}, width: 82%)', format="typst")
         if isinstance(element, pf.Math):
             block = "true" if element.format == "DisplayMath" else "false"
             place = getattr(element.parent, "attributes", {}).get("number")

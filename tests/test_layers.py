@@ -222,6 +222,54 @@ def test_a_saved_model_is_the_same_when_loaded(make, arguments, policy, tmp_path
     assert loaded.layers[-1].get_config() == model.layers[-1].get_config()
 
 
+SHARED = {
+    "axis": 1,
+    "epsilon": 0.25,
+    "center": False,
+    "scale": False,
+    "beta_initializer": keras.initializers.Constant(2.0),
+    "gamma_initializer": keras.initializers.Constant(3.0),
+    "beta_regularizer": keras.regularizers.L2(0.5),
+    "gamma_regularizer": keras.regularizers.L1(0.25),
+    "beta_constraint": keras.constraints.NonNeg(),
+    "gamma_constraint": keras.constraints.UnitNorm(0),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (normlib.LayerNormalization, SHARED),
+        (normlib.InstanceNormalization, SHARED),
+        (normlib.GroupNormalization, SHARED | {"groups": 5}),
+        (
+            normlib.BatchNormalization,
+            SHARED
+            | {
+                "momentum": 0.5,
+                "synchronized": True,
+                "moving_mean_initializer": keras.initializers.Constant(4.0),
+                "moving_variance_initializer": keras.initializers.Constant(5.0),
+            },
+        ),
+        (
+            normlib.MeanOnlyBatchNormalization,
+            {"axis": 1, "momentum": 0.5, "center": False, "synchronized": True},
+        ),
+        (normlib.RMSNormalization, {"axis": [1, 2], "epsilon": 0.25}),
+    ],
+)
+def test_every_option_survives_the_configuration(make, options):
+    config = make(**options).get_config()
+    again = make.from_config(config)
+    for name, value in options.items():
+        if isinstance(value, (int, float, list)):
+            assert getattr(again, name) == value
+        else:
+            assert type(getattr(again, name)) is type(value)
+            assert getattr(again, name).get_config() == value.get_config()
+
+
 @pytest.mark.parametrize(("make", "arguments"), LAYERS)
 def test_building_does_not_change_the_configuration(make, arguments):
     layer = make(**arguments)

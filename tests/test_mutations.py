@@ -101,7 +101,7 @@ FAULTS = {
     "an option is not in the configuration": (
         '_config = ("axis", "epsilon", "center", "scale")',
         '_config = ("axis", "center", "scale")',
-        "layers -k saved",
+        "layers -k option",
     ),
     "any momentum is accepted": ('_number("momentum", momentum, 0.0, 1.0)', "momentum", "layers -k refused"),
     "a default differs from Keras's": (

@@ -25,7 +25,14 @@ DIRECT = [
     for lines in (PROJECT["project"]["dependencies"], PROJECT["project"]["optional-dependencies"]["test"])
     for line in lines
 ]
-BUILT = {".venv", ".git", "build", "published", "__pycache__"}  # folders that are made, not written
+BUILT = {
+    ".hypothesis",
+    ".venv",
+    ".git",
+    "build",
+    "published",
+    "__pycache__",
+}  # folders that are made, not written
 FILES = [
     path
     for path in sorted(ROOT.rglob("*"))
@@ -200,7 +207,7 @@ def prose(notebook):
 
 
 def test_there_are_notebooks():
-    assert [path.name[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_"]
+    assert [path.name[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_", "05_"]
 
 
 def test_notebooks_are_stored_without_outputs(notebook):
@@ -212,13 +219,20 @@ def test_notebooks_have_parameters_that_run_as_they_are(notebook):
     parameters = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
     expected = {"PROFILE": "default", "DATASET": "fashion_mnist", "SEED": 2612, "JOBS": 0}
     assert expected.items() <= parameters.items()
-    examines_a_layer = any("equivalence." in cell.source for cell in code(notebook))
+    examines_a_layer = any("equivalence.paired_training" in cell.source for cell in code(notebook))
     assert ({"CANDIDATE", "REFERENCE"} <= set(parameters)) == examines_a_layer
     assert all(name.isupper() for name in parameters)
 
 
 def test_notebooks_have_the_five_headings(notebook):
-    assert re.findall(r"^## (.*)$", "\n".join(prose(notebook)), flags=re.M) == HEADINGS
+    found = re.findall(r"^## (.*)$", "\n".join(prose(notebook)), flags=re.M)
+    if (
+        "# Exact facts and mechanisms\n" in prose(notebook)[0]
+    ):  # many small experiments, each under its own heading
+        found, expected = [found[0], found[-1]], [HEADINGS[0], HEADINGS[-1]]
+    else:
+        expected = HEADINGS
+    assert found == expected
 
 
 def test_notebooks_are_short(notebook):

@@ -237,6 +237,7 @@ def test_the_whole_report_is_built(report):
         "Layer normalization",
         "Weight normalization",
         "All methods compared",
+        "Exact facts and mechanisms",
     ):
         assert section in html
     assert len(re.findall(r"<figure", html)) >= 12
@@ -244,7 +245,7 @@ def test_the_whole_report_is_built(report):
     assert "evidence of nothing" in html
     pdf = pypdf.PdfReader(report / "report.pdf")
     assert len(pdf.pages) >= 12
-    assert len(list((report / "notebooks").glob("0*.ipynb"))) == 4
+    assert len(list((report / "notebooks").glob("0*.ipynb"))) == 5
 
 
 def test_own_and_tensorflows_layers_agree_in_the_report(report):

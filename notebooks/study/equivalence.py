@@ -1,5 +1,9 @@
 """Is a layer the same as another? A candidate against a reference: outputs, gradients, paired training."""
 
+import argparse
+import ast
+import pathlib
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +36,7 @@ def layer_differences(candidate, reference, options=(), shape=(100, 28, 28, 30),
         layer.build(shape)
         weights = weights or [rng.uniform(0.5, 1.5, size=w.shape) for w in layer.get_weights()]
         layer.set_weights(weights)
-        results.append(_call(layer, x, dy))
+        results.append(call(layer, x, dy))
     rows = []
     for name, of_reference in results[0].items():
         difference = float(np.max(np.abs(results[1][name] - of_reference)))
@@ -48,15 +52,15 @@ def layer_differences(candidate, reference, options=(), shape=(100, 28, 28, 30),
     return pd.DataFrame(rows)
 
 
-def _in_training(layer, x):
+def in_training(layer, x):
     return layer(x, training=True) if "training" in layer.call.__code__.co_varnames else layer(x)
 
 
-def _call(layer, x, dy):
+def call(layer, x, dy):
     """Output, gradients and moving statistics of one call in training mode, by name."""
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = _in_training(layer, x)
+        y = in_training(layer, x)
     variables = layer.trainable_variables
     gradients = tape.gradient(y, [x, *(getattr(v, "value", v) for v in variables)], dy)
     named = {"y": y, "dx": gradients[0]}
@@ -85,7 +89,7 @@ def second_derivative_error(path, options=(), shape=(16, 6, 6, 8), seed=2612):
     def gradient(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss = tf.reduce_sum(weights * tf.sin(_in_training(layer, x)))
+            loss = tf.reduce_sum(weights * tf.sin(in_training(layer, x)))
         return tape.gradient(loss, x)
 
     with tf.GradientTape() as tape:
@@ -226,3 +230,90 @@ def paired_training(base, candidate, reference, jobs=0, steps=500, twins=3):
         "twin": max(largest_weight_difference(found[run], found[theirs]) for run in moved),
         "steps": steps,
     }
+
+
+def mechanism_drifts(base, jobs=0, steps=30):
+    """Train pairs of networks with batch normalization that differ in one thing each, in float32 and float64.
+
+    Args:
+        base: the Run to start from.
+        jobs: as in `training.run_all`.
+        steps: how many at most.
+
+    Returns:
+        (DataFrame, float): the largest absolute difference of any gamma or beta after the last step, with columns
+        mechanism, float32 and float64; and the same for a twin in float32, one weight of which starts one unit in the
+        last place higher.
+    """
+    steps = min(steps, base.steps)
+    own = replace(base, steps=steps, evaluate_every=steps, trace=True, **network.METHODS["BN"])
+
+    def changed(**options):
+        return replace(own, options=tuple((dict(own.options) | options).items()))
+
+    def faulty(fault):
+        return replace(changed(fault=fault), norm="study.faulty:FaultyBatchNormalization")
+
+    pairs = {
+        "momentum 0.99 for 0.9": changed(momentum=0.99),
+        "unbiased moving variance": faulty("unbiased moving variance"),
+        "TensorFlow's layer": replace(own, **network.REFERENCES["BN"]),
+        "the plain formula, by autodiff": faulty("none"),
+        "unbiased variance": faulty("unbiased variance"),
+        "epsilon 1e-3 for 1e-5": changed(epsilon=1e-3),
+        "detached statistics": faulty("detached statistics"),
+        "other batches": replace(own, seed=base.seed + 1_000, weights_seed=base.seed),
+        "other initial weights": replace(own, weights_seed=base.seed + 1_000),
+        "repeated updates": replace(own, repeat_updates=True),
+    }
+    twin = replace(own, nudge=1)
+    runs = [own, *pairs.values()]
+    found = training.run_all(
+        [twin, *runs, *(replace(run, dtype="float64") for run in runs)], jobs, "mechanisms"
+    )
+
+    def apart(a, b):
+        of_all = drift(found[a], found[b])
+        return float(of_all.largest[of_all.step == steps].max())
+
+    def against(run):  # a planted fault is held against the same formula without it
+        return plain if run.norm == plain.norm and run != plain else own
+
+    plain = pairs["the plain formula, by autodiff"]
+    rows = []
+    for name, run in pairs.items():
+        exact = (replace(r, dtype="float64") for r in (run, against(run)))
+        rows.append({"mechanism": name, "float32": apart(run, against(run)), "float64": apart(*exact)})
+    return pd.DataFrame(rows), apart(twin, own)
+
+
+def main(arguments=None):
+    """Examine a layer from the command line: 0 if it is the same, 1 if it is not, 2 for wrong arguments."""
+    from study import examination  # it builds on this module
+
+    parser = argparse.ArgumentParser(prog="python -m study.equivalence", description=main.__doc__)
+    parser.add_argument("candidate", help="import path module:Class of your layer; its code is run")
+    parser.add_argument("reference", nargs="?", default="keras.layers:BatchNormalization")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of both layers"
+    )
+    parser.add_argument("--steps", type=int, default=60, help="of the paired training")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the certificate as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        given = [
+            (name, ast.literal_eval(value)) for name, _, value in (s.partition("=") for s in options.set)
+        ]
+        for path in (options.candidate, options.reference):
+            network.resolve(path)
+    except (ValueError, SyntaxError) as error:
+        parser.error(str(error))
+    certificate = examination.examine(options.candidate, options.reference, tuple(given), options.steps)
+    print(certificate.text())
+    if options.json:
+        options.json.write_text(certificate.json() + "\n")
+    return 0 if certificate.same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

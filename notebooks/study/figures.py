@@ -109,3 +109,100 @@ def _symbol(name):
 def _look(label):
     method = label.removeprefix("TensorFlow's ")
     return present.style(method, reference=method != label)
+
+
+# --- mechanisms --------------------------------------------------------------------------------------------------
+
+
+def invariance_map(changes, expected, rows, columns):
+    """How much each transformation changes each method's output, as colours; theory's word in each field."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    shown = np.log10(np.maximum(changes, 1e-16))
+    image = axes.imshow(shown, cmap="cividis", vmin=-16, vmax=0, aspect="auto")
+    for (i, j), same in np.ndenumerate(expected):
+        axes.text(
+            j,
+            i,
+            "same" if same else "changes",
+            ha="center",
+            va="center",
+            size=7,
+            color="white" if shown[i, j] < -8 else "black",
+        )
+    axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
+    axes.grid(visible=False)
+    figure.colorbar(image, label="largest relative change, powers of ten")
+    return figure
+
+
+def epsilon_shares(shares):
+    """The distribution of epsilon's share of the variance, one panel for each kind of averaged set."""
+    names = list(dict.fromkeys(shares.set))
+    figure, panels = plt.subplots(1, len(names), figsize=(7.2, 2.8), sharey=True)
+    for axes, name in zip(panels, names, strict=True):
+        of_set = shares[shares.set == name]
+        for epsilon, dash in zip(dict.fromkeys(of_set.epsilon), ("-", "--", ":"), strict=False):
+            share = np.sort(of_set.share[of_set.epsilon == epsilon])
+            part = np.linspace(0, 1, len(share))
+            axes.plot(share, part, ls=dash, color="0.2", label=f"ε = {epsilon:.0e}")
+        axes.set(title=f"variance over {name}", xlabel="ε / (variance + ε)", xlim=(-0.02, 1.02))
+        axes.legend()
+    panels[0].set_ylabel("part of the sets below")
+    return figure
+
+
+def depth_curves(frame):
+    """Cosine between samples, and the gradient's growth, by layer."""
+    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8))
+    for method, rows in frame.groupby("method", sort=False):
+        for axes, column in zip(panels, ("cosine", "growth"), strict=True):
+            axes.plot(rows.layer, rows[column], label=method, **present.style(method))
+    panels[0].axhline(1 / np.pi, color="0.6", lw=0.8)
+    panels[0].set(xlabel="layer", ylabel="mean cosine between samples", ylim=(0, 1.02))
+    panels[1].axhline(np.pi / (np.pi - 1), color="0.6", lw=0.8)
+    panels[1].set(xlabel="layer", ylabel="growth of the squared gradient")
+    panels[0].legend()
+    return figure
+
+
+def conservation_curves(frames):
+    """What stays and what moves in training, a panel for each (title, frame, [(column, label)])."""
+    figure, panels = plt.subplots(1, len(frames), figsize=(7.2, 2.8), sharey=True)
+    for axes, (title, frame, lines) in zip(panels, frames, strict=True):
+        for (column, label), dash in zip(lines, ("-", "--", ":", "-."), strict=False):
+            axes.semilogy(frame.step, np.maximum(frame[column], 1e-12), ls=dash, color="0.2", label=label)
+        axes.set(title=title, xlabel="step")
+        axes.legend()
+    panels[0].set_ylabel("absolute change")
+    return figure
+
+
+def statistics_curves(frame):
+    """Test accuracy of one network by step, with each kind of statistics."""
+    figure, axes = plt.subplots()
+    for (name, rows), dash, marker in zip(
+        frame.groupby("statistics", sort=False), ("-", "--", "-.", ":"), "os^D", strict=False
+    ):
+        axes.semilogx(rows.step, rows.accuracy, ls=dash, marker=marker, ms=4, label=name)
+    axes.set(xlabel="step", ylabel="test accuracy")
+    axes.legend()
+    return figure
+
+
+def mechanism_bars(table):
+    """The drift that each mechanism makes, in float32 and in float64, beside the twins' band."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.0))
+    floor = 1e-19
+    places = np.arange(len(table))
+    axes.barh(places - 0.2, np.maximum(table.float32, floor), 0.38, left=floor, color="0.35", label="float32")
+    axes.barh(
+        places + 0.2, np.maximum(table.float64, floor), 0.38, left=floor, color="#E69F00", label="float64"
+    )
+    axes.set_xscale("log")
+    axes.set(
+        yticks=places, yticklabels=table.mechanism, xlim=(floor, 1), xlabel="largest difference of γ or β"
+    )
+    axes.invert_yaxis()
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure

@@ -143,8 +143,8 @@ def table(frame, label, message, reading="", formats=None):
 
 
 def verdicts(name, label, message):
-    """Show a table of the verdicts recorded in this notebook so far."""
-    rows = _verdicts.get(name, [])
+    """Show a table of the verdicts recorded in this notebook since the last such table."""
+    rows = _verdicts.pop(name, [])
     if not rows:
         raise ValueError(f"Expected a table of verdicts that has rows. Received: {name!r}")
     failing = sum(row["verdict"] == "fails" for row in rows)

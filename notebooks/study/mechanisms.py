@@ -1,0 +1,278 @@
+"""Small experiments on why normalization does what it does; each takes seconds."""
+
+import functools
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+import normlib
+from study import data, equivalence, network, training
+
+IMAGES = 400  # enough for statistics of activations
+
+
+def images(base, count=IMAGES):
+    """The first training images of a Run's data set."""
+    return tf.constant(_dataset(base).x_train[:count])
+
+
+def _dataset(base):
+    return _load(base.dataset, base.sample)
+
+
+@functools.cache
+def _load(name, sample):
+    return data.load(name, sample=sample)
+
+
+# --- epsilon -------------------------------------------------------------------------------------------------------
+
+
+def epsilon_share(base, epsilons=(1e-3, 1e-5)):
+    """What share of the normalized variance is epsilon, before any training.
+
+    Args:
+        base: the Run that gives data and initial weights.
+        epsilons: those to compare.
+
+    Returns:
+        DataFrame with columns epsilon, set ("a filter" over all images, as BN averages, or "a position" over the
+        filters, as LN over channels does) and share, epsilon / (variance + epsilon).
+    """
+    model = network.build(_dataset(base).x_train.shape[1:], seed=base.seed)
+    h = model.layers[0](images(base))
+    variances = {"a filter": np.var(h, axis=(0, 1, 2)), "a position": np.var(h, axis=3).reshape(-1)}
+    return pd.concat(
+        pd.DataFrame({"epsilon": epsilon, "set": name, "share": epsilon / (variance + epsilon)})
+        for name, variance in variances.items()
+        for epsilon in epsilons
+    )
+
+
+# --- depth ---------------------------------------------------------------------------------------------------------
+
+
+def depth(methods=("none", "BN", "LN"), layers=24, width=256, batch=128, seed=2612):
+    """A deep network of dense layers before training: do different inputs stay different, do gradients keep their size?
+
+    Weights have variance 2 / width (He et al. 2015); each layer is dense, normalization, ReLU.
+
+    Returns:
+        DataFrame with columns method, layer, cosine (the mean between different samples' activations) and growth (the
+        gradient's squared length before this layer over that before the next).
+    """
+    rows = []
+    for method in methods:
+        rng = np.random.default_rng(seed)
+        weights = [
+            tf.constant(rng.normal(0, np.sqrt(2 / width), (width, width)), "float32") for _ in range(layers)
+        ]
+        norms = [_flat_norm(method, width) for _ in weights]
+        activations = [tf.constant(rng.normal(size=(batch, width)), "float32")]
+        with tf.GradientTape() as tape:
+            tape.watch(activations[0])
+            for w, norm in zip(weights, norms, strict=True):
+                activations.append(tf.nn.relu(norm(activations[-1] @ w)))
+        dy = tf.constant(rng.normal(size=(batch, width)), "float32")
+        gradients = tape.gradient(activations[-1], activations, dy)
+        squares = [float(tf.reduce_sum(g**2)) for g in gradients]
+        for layer in range(layers):
+            unit = tf.math.l2_normalize(activations[layer + 1], 1)
+            cosines = tf.reduce_sum(tf.matmul(unit, unit, transpose_b=True)) - batch
+            rows.append(
+                {
+                    "method": method,
+                    "layer": layer + 1,
+                    "cosine": float(cosines) / (batch * (batch - 1)),
+                    "growth": squares[layer] / squares[layer + 1],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _flat_norm(method, width):
+    if method == "none":
+        return tf.identity
+    layer = {"BN": normlib.BatchNormalization, "LN": normlib.LayerNormalization}[method](epsilon=1e-8)
+    layer.build((None, width))
+    return functools.partial(layer, training=True) if method == "BN" else layer
+
+
+# --- conservation --------------------------------------------------------------------------------------------------
+
+
+def conservation(base, method, steps=150, every=10):
+    """What gradient descent leaves alone in a real training, because the output does not feel it.
+
+    Args:
+        base: the Run that gives data, batches, initial weights and learning rate.
+        method: a name of `network.METHODS`, or "LN-C" for layer normalization over the channels alone.
+        steps, every: how many, and how often it is looked.
+
+    Returns:
+        DataFrame with a row for each look: step; bias, the largest absolute value of the convolution's bias before
+        the normalization; kernel, the largest change of any weight of the convolution; filters, the largest change of
+        the sum of all filters; length, the largest error of predicting each filter's squared length by adding up
+        eta^2 |dw|^2 - 2 eta <w, dw>, and of the same without the last term: pythagoras.
+    """
+    options = (
+        network.METHODS["LN"] | {"options": (("epsilon", 1e-5),)}
+        if method == "LN-C"
+        else network.METHODS[method]
+    )
+    dataset = _dataset(base)
+    model = network.build(dataset.x_train.shape[1:], seed=base.seed, **options)
+    order = training.batch_order(min(training.TRAINING_IMAGES, len(dataset.x_train)), base)[:steps]
+    variables = [v.value for v in model.trainable_variables]
+    kernel, bias = variables[:2]
+    start = kernel.numpy()
+
+    @tf.function(autograph=False)
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True)))
+        gradients = tape.gradient(loss, variables)
+        square = tf.reduce_sum(gradients[0] ** 2, (0, 1, 2)) * base.learning_rate**2
+        along = tf.reduce_sum(gradients[0] * kernel, (0, 1, 2)) * 2 * base.learning_rate
+        for variable, gradient in zip(variables, gradients, strict=True):
+            variable.assign_sub(base.learning_rate * gradient)
+        return square, along
+
+    def length(w):
+        return (np.asarray(w, "float64") ** 2).sum(axis=(0, 1, 2))
+
+    grown, taken, rows = np.zeros(start.shape[-1]), np.zeros(start.shape[-1]), []
+    for number, indices in enumerate(order, start=1):
+        square, along = step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
+        grown, taken = grown + square, taken + along
+        if number % every == 0:
+            now = kernel.numpy()
+            rows.append(
+                {
+                    "step": number,
+                    "bias": np.abs(bias).max(),
+                    "kernel": np.abs(now - start).max(),
+                    "filters": np.abs((now.astype("float64") - start).sum(axis=3)).max(),
+                    "length": np.abs(length(now) - length(start) - grown + taken).max(),
+                    "pythagoras": np.abs(length(now) - length(start) - grown).max(),
+                    "growth": np.abs(length(now) - length(start)).max(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# --- effective learning rate ---------------------------------------------------------------------------------------
+
+
+def effective_learning_rate(base, factor=2.0, steps=20):
+    """Scale the weights before BN by a, their learning rate by a^2 and epsilon by a^2: is it the same training?
+
+    Returns:
+        The largest absolute difference of a logit after the steps; 0 means bit for bit.
+    """
+    dataset = _dataset(base)
+    order = training.batch_order(min(training.TRAINING_IMAGES, len(dataset.x_train)), base)[:steps]
+    logits = []
+    for a in (1.0, factor):
+        norm = network.METHODS["BN"] | {"options": (("epsilon", 2.0**-10 * a**2), ("momentum", 0.9))}
+        model = network.build(dataset.x_train.shape[1:], seed=base.seed, **norm)
+        variables = [v.value for v in model.trainable_variables]
+        variables[0].assign(a * variables[0])
+        # The first two are the filters and their bias.
+        rates = [base.learning_rate * (a**2 if place < 2 else 1.0) for place in range(len(variables))]
+
+        @tf.function(autograph=False)
+        def step(x, y, model=model, variables=variables, rates=rates):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True))
+                )
+            for variable, rate, gradient in zip(
+                variables, rates, tape.gradient(loss, variables), strict=True
+            ):
+                variable.assign_sub(rate * gradient)
+
+        for indices in order:
+            step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
+        logits.append(model(images(base), training=True))
+    return float(tf.reduce_max(tf.abs(logits[0] - logits[1])))
+
+
+# --- moving statistics ---------------------------------------------------------------------------------------------
+
+
+def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
+    """One BN network's test accuracy with the same weights and different statistics.
+
+    Returns:
+        DataFrame with columns step, statistics ("moving, momentum 0.9", ..., "exact", "of the batch") and accuracy.
+    """
+    dataset = _dataset(base)
+    order = training.batch_order(min(training.TRAINING_IMAGES, len(dataset.x_train)), base)[: max(looks)]
+    model = network.build(dataset.x_train.shape[1:], seed=base.seed, **network.METHODS["BN"])
+    variables = [v.value for v in model.trainable_variables]
+    norm = model.get_layer("norm_conv")
+    norm.momentum = 0.0  # the moving statistics are each batch's: the averages are made below
+    names = ("moving_mean", "moving_variance")
+    averages = {m: [np.asarray(getattr(norm, name)) for name in names] for m in momentums}
+    x_test, y_test = tf.constant(dataset.x_test), dataset.y_test
+
+    @tf.function(autograph=False)
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True)))
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+            variable.assign_sub(base.learning_rate * gradient)
+
+    logits_of = tf.function(model, autograph=False)
+
+    def accuracy(statistics=None):
+        for name, value in zip(names, statistics or [], strict=False):
+            getattr(norm, name).assign(value)
+        parts = [
+            logits_of(x_test[i : i + 100], training=statistics is None) for i in range(0, len(y_test), 100)
+        ]
+        return float(np.mean(np.argmax(np.concatenate(parts), 1) == y_test))
+
+    rows = []
+    for number, indices in enumerate(order, start=1):
+        step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
+        now = [np.asarray(getattr(norm, name)) for name in names]
+        for momentum, kept in averages.items():
+            averages[momentum] = [momentum * a + (1 - momentum) * b for a, b in zip(kept, now, strict=True)]
+        if number in looks:
+            found = {f"moving, momentum {m:g}": accuracy(kept) for m, kept in averages.items()}
+            normlib.recalibrate(model, [images(base, 2000)[i : i + 200] for i in range(0, 2000, 200)])
+            found["exact"] = accuracy([np.asarray(getattr(norm, name)) for name in names])
+            found["of the batch"] = accuracy()
+            rows += [{"step": number, "statistics": k, "accuracy": v} for k, v in found.items()]
+    return pd.DataFrame(rows)
+
+
+# --- second derivatives --------------------------------------------------------------------------------------------
+
+
+def gradient_penalty(layer_path, options=(), seed=2612, size=32, batch=16):
+    """The weights' gradient of a gradient penalty (|df/dx| - 1)^2 through one normalized layer, in float64.
+
+    Reference: Gulrajani et al. 2017 (arXiv:1704.00028), equation 3.
+
+    Returns:
+        float array [size, size].
+    """
+    rng = np.random.default_rng(seed)
+    x, w, u = (
+        tf.constant(rng.normal(0, s, shape))
+        for s, shape in ((1, (batch, size)), (size**-0.5, (size, size)), (1, (size, 1)))
+    )
+    layer = network.resolve(layer_path)(**dict(options), dtype="float64")
+    layer.build((batch, size))
+    with tf.GradientTape() as outer:
+        outer.watch(w)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            f = tf.nn.softplus(equivalence.in_training(layer, x @ w)) @ u
+        slope = tf.sqrt(tf.reduce_sum(inner.gradient(f, x) ** 2, 1))
+        penalty = tf.reduce_mean((slope - 1) ** 2)
+    return outer.gradient(penalty, w).numpy()
