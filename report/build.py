@@ -8,6 +8,7 @@ Exit codes: 0 built; 1 a notebook failed, or the report could not be put togethe
 
 import argparse
 import ast
+import collections
 import datetime
 import importlib.metadata
 import json
@@ -331,6 +332,7 @@ def front_matter(results, body):
 
     text = re.sub(r"\{((?:\w+\.)+\w+)(:brief)?\}", fill, (HERE / "front_matter.md").read_text())
     text = re.sub(r" \(\[\w+\]\((?:#([\w-]+)|([\w-]+)\.ipynb)\)\)", link, text)
+    text = text.replace("<!-- verdicts -->", verdict_summary(results["verdicts"]))
     banners = []
     if results["provenance"]["data"]["sample"]:
         banners.append(
@@ -343,6 +345,36 @@ def front_matter(results, body):
     banner = "::: {.banner}\n" + " ".join(banners) + "\n:::\n\n" if banners else ""
     head, marker, rest = text.partition("<!-- banner -->")
     return head + banner + rest if marker else banner + text
+
+
+VERDICT_TABLES = {
+    "V1": "exact facts, and own layers against TensorFlow's",
+    "V2": "claims of the literature",
+    "V3": "the methods, measured",
+    "V4": "mechanisms of drift",
+}
+
+
+def verdict_summary(verdicts):
+    """A table of how many rows of each table of verdicts had which verdict."""
+    rows = []
+    for name, title in VERDICT_TABLES.items():
+        found = [row.get("verdict", "measured") for row in verdicts if row["table"] == name]
+        if found:
+            counts = collections.Counter(found)
+            rows.append(
+                [title, str(len(found)), ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())]
+            )
+    if not rows:
+        return ""
+    return _pipe_table(
+        {
+            "columns": ["table of verdicts", "rows", "verdicts"],
+            "rows": rows,
+            "caption": "**All verdicts of this report, counted.** Each was computed and could have been otherwise.",
+            "label": "tbl-verdict-summary",
+        }
+    )
 
 
 def cells(path, notebook, media):

@@ -203,7 +203,7 @@ def fault_drifts(base, candidate, reference, jobs=0, steps=15):
     return {name: drift(found[own], found[theirs]) for name, (own, theirs) in pairs.items()}
 
 
-def paired_training(base, candidate, reference, jobs=0, steps=500, twins=3):
+def paired_training(base, candidate, reference, jobs=0, steps=500, twins=2):
     """Train both layers from the same weights on the same batches, in float64 and float32, and twins of the reference
     in each of which one weight starts one unit in the last place higher.
 

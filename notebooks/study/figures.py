@@ -111,6 +111,27 @@ def _look(label):
     return present.style(method, reference=method != label)
 
 
+def rate_curves(frame):
+    """Accuracy on the held-out images by learning rate, a line for each method."""
+    figure, axes = plt.subplots()
+    for method, rows in frame.groupby("method", sort=False):
+        rows = rows.sort_values("rate")
+        axes.semilogx(rows.rate, rows.accuracy, marker="o", ms=3, label=method, **present.style(method))
+    axes.set(xlabel="learning rate", ylabel="held-out accuracy")
+    axes.legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
+    return figure
+
+
+def budget_curves(frame):
+    """The expected best accuracy by the number of learning rates tried, a line for each method."""
+    figure, axes = plt.subplots()
+    for method, rows in frame.groupby("method", sort=False):
+        axes.plot(rows.tried, rows.accuracy, marker="o", ms=3, label=method, **present.style(method))
+    axes.set(xlabel="learning rates tried", ylabel="expected best accuracy")
+    axes.legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
+    return figure
+
+
 # --- mechanisms --------------------------------------------------------------------------------------------------
 
 

@@ -60,8 +60,8 @@ class Comparison:
             else f"{self.name_a} does not reach the final mean accuracy of {self.name_b} in {self.steps:,} steps"
         )
         return (
-            f"{self.message} Averaged over the training, its test accuracy is {_signed(mean)} points beside that of "
-            f"{self.name_b} (95 % interval {_signed(low)} to {_signed(high)}, {self.seeds} paired seeds); at the end, "
+            f"{self.message} Averaged over the training, its test accuracy is {signed(mean)} points beside that of "
+            f"{self.name_b} (95 % interval {signed(low)} to {signed(high)}, {self.seeds} paired seeds); at the end, "
             f"{_percent(self.final_a)} against {_percent(self.final_b)}. {reached}."
         )
 
@@ -278,8 +278,8 @@ def reason_sentence(arms):
     present.number("ln.reason.updates", updates, unit="fraction", seeds=len(arms["rows", True]))
     return (
         f"{reason_message(arms)} (The study of 2019 broke off at 'the reason is'.) Normalizing rows instead of "
-        f"whole images changes the final accuracy by {_signed(-100 * axis)} points, repeating the updates over rows by "
-        f"{_signed(-100 * updates)} points more (means over {len(arms['rows', True])} seeds), and with both the curve "
+        f"whole images changes the final accuracy by {signed(-100 * axis)} points, repeating the updates over rows by "
+        f"{signed(-100 * updates)} points more (means over {len(arms['rows', True])} seeds), and with both the curve "
         f"moves by {rough:.2f} points from one measurement to the next, where it moves by {steady:.2f} otherwise."
     )
 
@@ -341,7 +341,7 @@ class Ranking:
         """The answer: which is good here."""
         first = self._by_speed[0]
         others = "; ".join(
-            f"{c.name_a}: {c.verdict}, {_signed(100 * c.gain[0])} points" for c in self._by_speed
+            f"{c.name_a}: {c.verdict}, {signed(100 * c.gain[0])} points" for c in self._by_speed
         )
         return (
             f"{self.message} Mean accuracy over the whole training, beside {self.baseline}: {others}. "
@@ -385,7 +385,7 @@ class Ranking:
                     if np.isfinite(steps)
                     else "not reached",
                     "final accuracy": f"{mean:.4f} ({low:.4f} to {high:.4f})",
-                    "gain in mean accuracy, points": "" if gain is None else _signed(100 * gain[0]),
+                    "gain in mean accuracy, points": "" if gain is None else signed(100 * gain[0]),
                     "ms per step": f"{milliseconds:.1f}",
                 }
             )
@@ -396,6 +396,82 @@ class Ranking:
 
     def _milliseconds(self, name):
         return float(np.median([h.milliseconds_per_step for h in self.curves[name]]))
+
+
+# --- at each method's own learning rate ---------------------------------------------------------------------------
+
+
+def rates_message(frame, rates, decades):
+    """The caption's first sentence of the sweep."""
+    widest = max(decades, key=decades.get)
+    for method, rate in rates.items():
+        present.number(f"{_key(method)}.best_rate", rate)
+        present.number(f"{_key(method)}.stable_decades", decades[method], unit="decades")
+    return (
+        f"The best learning rate runs from {min(rates.values()):.2g} ({min(rates, key=rates.get)}) to "
+        f"{max(rates.values()):.2g} ({max(rates, key=rates.get)}); {widest} is within a point of its best over "
+        f"{decades[widest]:.1f} decades, none over {decades['none']:.1f}."
+    )
+
+
+def budget_message(frame):
+    """The caption's first sentence of the tuning budget."""
+    one = frame[frame.tried == 1].set_index("method").accuracy
+    best = one.idxmax()
+    return (
+        f"With a single learning rate drawn at random, {best} may expect {100 * one[best]:.1f} %, none "
+        f"{100 * one['none']:.1f} %."
+    )
+
+
+# Fixed before anything was run: what is compared, and by which measure.
+HYPOTHESES = (
+    ("H1", "BN", "none", "mean accuracy over the training"),
+    ("H2", "LN", "BN", "final accuracy"),
+    ("H3", "WN", "none", "mean accuracy over the training"),
+)
+
+
+def hypotheses(curves):
+    """The three hypotheses, each method at its best learning rate, with Holm's correction.
+
+    Args:
+        curves: dict method -> list of History, the same seeds in the same order.
+
+    Returns:
+        DataFrame of what was compared, the difference with its interval, p, p after Holm and the verdict.
+    """
+    rows = []
+    for name, a, b, measure in HYPOTHESES:
+        values = [
+            [h.accuracy[-1] if measure.startswith("final") else h.accuracy.mean() for h in curves[method]]
+            for method in (a, b)
+        ]
+        found = statistics.paired_difference(*values)
+        _record(f"hypothesis.{name.lower()}", (found.mean, found.low, found.high), "fraction", found.pairs)
+        rows.append(
+            {
+                "hypothesis": f"{name}: {a} against {b}, {measure}",
+                "difference, points": points(found),
+                "p": found.p,
+            }
+        )
+    table = pd.DataFrame(rows)
+    table["p, Holm"] = statistics.holm(table.p)
+    table["verdict"] = np.where(table["p, Holm"] < 0.05, "told apart", "not told apart")
+    return table
+
+
+def hypotheses_message(table, seeds):
+    """The caption's first sentence of the table of hypotheses."""
+    apart = int((table.verdict == "told apart").sum())
+    least = 2.0 ** (1 - len(seeds))
+    limit = (
+        f" With {len(seeds)} seeds no p can be under {least:.3g}: nothing may be claimed by this test."
+        if len(HYPOTHESES) * least > 0.05
+        else ""
+    )
+    return f"{apart} of {len(table)} hypotheses are told apart.{limit}"
 
 
 # --- exact facts and mechanisms ------------------------------------------------------------------------------------
@@ -508,7 +584,7 @@ def mechanism_verdicts(table):
             return "cannot"
         return "round-off" if row.float64 < 1e-6 * row.float32 else "semantic"
 
-    return table.assign(verdict=[verdict(row) for row in table.itertuples()])
+    return present.judged("V4", table.assign(verdict=[verdict(row) for row in table.itertuples()]))
 
 
 def mechanism_message(table, twin):
@@ -571,8 +647,13 @@ def _key(name):
     return name.lower().replace("'s", "").replace(" ", "_")
 
 
-def _signed(value):
+def signed(value):
     return f"{value:+.2f}".replace("-", "−")
+
+
+def points(difference):
+    mean, low, high = (signed(100 * value) for value in difference[:3])
+    return f"{mean} ({low} to {high})"
 
 
 def _percent(interval):

@@ -123,7 +123,7 @@ def conservation(base, method, steps=150, every=10):
     )
     dataset = _dataset(base)
     model = network.build(dataset.x_train.shape[1:], seed=base.seed, **options)
-    order = training.batch_order(min(training.TRAINING_IMAGES, len(dataset.x_train)), base)[:steps]
+    order = training.batch_order(training.trained_on(dataset), base)[:steps]
     variables = [v.value for v in model.trainable_variables]
     kernel, bias = variables[:2]
     start = kernel.numpy()
@@ -172,7 +172,7 @@ def effective_learning_rate(base, factor=2.0, steps=20):
         The largest absolute difference of a logit after the steps; 0 means bit for bit.
     """
     dataset = _dataset(base)
-    order = training.batch_order(min(training.TRAINING_IMAGES, len(dataset.x_train)), base)[:steps]
+    order = training.batch_order(training.trained_on(dataset), base)[:steps]
     logits = []
     for a in (1.0, factor):
         norm = network.METHODS["BN"] | {"options": (("epsilon", 2.0**-10 * a**2), ("momentum", 0.9))}
@@ -209,7 +209,7 @@ def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
         DataFrame with columns step, statistics ("moving, momentum 0.9", ..., "exact", "of the batch") and accuracy.
     """
     dataset = _dataset(base)
-    order = training.batch_order(min(training.TRAINING_IMAGES, len(dataset.x_train)), base)[: max(looks)]
+    order = training.batch_order(training.trained_on(dataset), base)[: max(looks)]
     model = network.build(dataset.x_train.shape[1:], seed=base.seed, **network.METHODS["BN"])
     variables = [v.value for v in model.trainable_variables]
     norm = model.get_layer("norm_conv")
@@ -276,3 +276,43 @@ def gradient_penalty(layer_path, options=(), seed=2612, size=32, batch=16):
         slope = tf.sqrt(tf.reduce_sum(inner.gradient(f, x) ** 2, 1))
         penalty = tf.reduce_mean((slope - 1) ** 2)
     return outer.gradient(penalty, w).numpy()
+
+
+# --- small facts ------------------------------------------------------------------------------------------------------
+
+
+def small_facts(seed=2612):
+    """What people stumble over, tried on one layer.
+
+    Returns:
+        dict: `accumulation`, by how much BN's gradient of gamma differs when a batch is taken in halves (relative);
+        `default`, how far a call without `training` is from inference; `frozen`, how far a call in training is from
+        inference where trainable is False; `moved`, how far one call in training moves the moving mean;
+        `bessel`, N / (N - 1) for N values, by name.
+    """
+    rng = np.random.default_rng(seed)
+    x, dy = (tf.constant(rng.normal(1.0, 1.0, (16, 8))) for _ in range(2))
+    layer = normlib.BatchNormalization(dtype="float64")
+    layer.build(x.shape)
+
+    def gradient(x, dy):
+        with tf.GradientTape() as tape:
+            y = layer(x, training=True)
+        return tape.gradient(y, layer.gamma.value, dy)
+
+    whole, halves = gradient(x, dy), gradient(x[:8], dy[:8]) + gradient(x[8:], dy[8:])
+    fresh = normlib.BatchNormalization(dtype="float64")
+    inferred = fresh(x, training=False)
+    default = float(tf.reduce_max(tf.abs(fresh(x) - inferred)))
+    fresh.trainable = False
+    frozen = float(tf.reduce_max(tf.abs(fresh(x, training=True) - inferred)))
+    fresh.trainable = True
+    fresh(x, training=True)
+    sizes = {"the convolution here, batch 100": 100 * 28 * 28, "a dense layer, batch 100": 100, "batch 2": 2}
+    return {
+        "accumulation": float(tf.norm(halves - whole) / tf.norm(whole)),
+        "default": default,
+        "frozen": frozen,
+        "moved": float(tf.reduce_max(tf.abs(fresh.moving_mean))),
+        "bessel": {name: n / (n - 1) for name, n in sizes.items()},
+    }

@@ -22,6 +22,12 @@ METHODS = {
     "BN": {"norm": "normlib:BatchNormalization", "options": _BATCH},
     "LN": {"norm": "normlib:LayerNormalization", "options": _IMAGE},
     "WN": {"norm": "normlib:WeightNormalization", "where": ("conv", "hidden")},
+    "LN-C": {"norm": "normlib:LayerNormalization", "options": (("epsilon", 1e-5),)},
+    "GN": {"norm": "normlib:GroupNormalization", "options": (("groups", 6), ("epsilon", 1e-5))},
+    "IN": {"norm": "normlib:InstanceNormalization", "options": (("epsilon", 1e-5),)},
+    "RMS": {"norm": "normlib:RMSNormalization", "options": (("epsilon", 1e-5),)},
+    "affine": {"norm": "study.controls:Affine"},  # controls: no normalization
+    "DyT": {"norm": "study.controls:DynamicTanh"},
 }
 REFERENCES = {
     "BN": {"norm": "keras.layers:BatchNormalization", "options": _BATCH},

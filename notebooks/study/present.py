@@ -23,8 +23,22 @@ COLORS = {
     "GN": "#CC79A7",
     "IN": "#E69F00",
     "RMS": "#56B4E9",
+    "LN-C": "#8B3E00",
+    "affine": "#999999",
+    "DyT": "#7F6000",
 }
-LINES = {"none": (0, (1, 1)), "BN": "-", "LN": (0, (6, 1.5)), "WN": (0, (4, 1.5, 1, 1.5))}
+LINES = {
+    "none": (0, (1, 1)),
+    "BN": "-",
+    "LN": (0, (6, 1.5)),
+    "WN": (0, (4, 1.5, 1, 1.5)),
+    "GN": (0, (3, 1)),
+    "IN": (0, (2, 2)),
+    "RMS": (0, (5, 1, 1, 1, 1, 1)),
+    "LN-C": (0, (8, 2)),
+    "affine": (0, (1, 2)),
+    "DyT": (0, (3, 1, 1, 1)),
+}
 
 _pending = {}  # records that wait for the next display
 _verdicts = {}  # rows of each table of verdicts
@@ -79,6 +93,16 @@ def verdict(table, id, claim, measured, tolerance, holds):
     }
     _pending.setdefault("verdicts", []).append(row)
     _verdicts.setdefault(table, []).append(row)
+
+
+def judged(name, frame):
+    """Record a table for results.json whose rows carry a verdict of their own, and return it."""
+    rows = [
+        {"table": name, "id": f"{name}.{number}"} | row
+        for number, row in enumerate(frame.to_dict("records"), 1)
+    ]
+    _pending.setdefault("verdicts", []).extend(rows)
+    return frame
 
 
 def runs(groups):
