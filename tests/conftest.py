@@ -36,6 +36,7 @@ def keras_as_found():
     keras.config.set_floatx(floatx)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests that look at the same built report run on the same worker, so that it is built once."""
     for item in items:
