@@ -328,6 +328,39 @@ def test_the_kernel_is_left_alone_in_a_call_and_folded_by_remove(rng):
     assert_close(wrapped.remove()(x), y, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (keras.layers.Dense(4), (3, 5)),
+        (keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3)), (2, 5, 4)),
+        (keras.layers.Conv1D(4, 2), (2, 5, 3)),
+        (keras.layers.Conv2D(6, 2, groups=3), (2, 5, 5, 3)),
+        (keras.layers.Conv3D(4, 2), (2, 4, 4, 4, 3)),
+        (keras.layers.Conv1DTranspose(4, 2), (2, 5, 3)),
+        (keras.layers.Conv2DTranspose(4, 2), (2, 5, 5, 3)),
+        (keras.layers.Conv3DTranspose(4, 2), (2, 3, 3, 3, 3)),
+        (keras.layers.DepthwiseConv1D(2, depth_multiplier=2), (2, 5, 3)),
+        (keras.layers.DepthwiseConv2D(2, depth_multiplier=2), (2, 5, 5, 3)),
+        (keras.layers.SeparableConv1D(4, 2), (2, 5, 3)),
+        (keras.layers.SeparableConv2D(4, 2), (2, 5, 5, 3)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_layer_with_a_kernel_can_be_wrapped_and_unwrapped(layer, shape, rng):
+    """Each output unit has its own length g; the outputs stay when g and v become a plain kernel again."""
+    wrapped = normlib.WeightNormalization(layer)
+    x = random(rng, shape, "float32")
+    y = wrapped(x)
+    for v, axes, g in wrapped._kernels:
+        assert g.shape == tuple(size for axis, size in enumerate(v.shape) if axis not in axes)
+        g.assign(rng.uniform(0.5, 1.5, g.shape))
+    for kernel, (_, axes, g) in zip(wrapped.kernels(), wrapped._kernels, strict=True):
+        assert_close(np.sqrt(np.sum(np.square(kernel), axis=axes)), g, 1e-5)
+    changed = wrapped(x)
+    assert np.max(np.abs(changed - y)) > 1e-3
+    assert_close(wrapped.remove()(x), changed, 1e-5)
+
+
 def test_a_vector_of_length_zero_gives_zero():
     v, g = tf.zeros([3, 2]), tf.ones([1, 2])
     with tf.GradientTape() as tape:

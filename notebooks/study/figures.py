@@ -186,8 +186,13 @@ def depth_curves(frame):
     return figure
 
 
-def conservation_curves(frames):
-    """What stays and what moves in training, a panel for each (title, frame, [(column, label)])."""
+def conservation_curves(bn, channels):
+    """What stays and what moves in training with BN and with LN over the channels."""
+    length = ("length", "error of the length law")
+    frames = [
+        ("BN", bn, [("kernel", "weights"), ("bias", "bias before it"), length]),
+        ("LN over channels", channels, [("kernel", "weights"), ("filters", "sum of all filters")]),
+    ]
     figure, panels = plt.subplots(1, len(frames), figsize=(7.2, 2.8), sharey=True)
     for axes, (title, frame, lines) in zip(panels, frames, strict=True):
         for (column, label), dash in zip(lines, ("-", "--", ":", "-."), strict=False):

@@ -532,33 +532,33 @@ def depth_message(frame):
     )
 
 
+def invariance_verdict(invariant, expected):
+    """Record whether the table of invariances is as expected; in how many fields it is."""
+    wrong = int(np.sum(invariant != expected))
+    present.verdict("V1", "invariances", "the table of invariances is as expected", wrong, 0, wrong == 0)
+    return expected.size - wrong
+
+
 def conservation_verdicts(bn, channels):
-    """Record the verdicts on what training conserves: round-off against the motion of the weights."""
-    rows = [
-        ("bias", "BN: the bias before it does not move", bn.bias.max(), bn.kernel.max()),
-        (
-            "length",
-            "BN: a filter's squared length follows η²|dw|² − 2η⟨w, dw⟩",
-            bn.length.max(),
-            bn.growth.max(),
-        ),
+    """Record the verdicts on what training conserves, and say it: round-off against the motion of the weights."""
+    held = []
+    for name, claim, measured, motion in (
+        ("bias", "BN: the bias before it does not move", bn.bias, bn.kernel),
+        ("length", "BN: a filter's squared length follows η²|dw|² − 2η⟨w, dw⟩", bn.length, bn.growth),
         (
             "filters",
             "LN over channels: the sum of all filters does not move",
-            channels.filters.max(),
-            channels.kernel.max(),
+            channels.filters,
+            channels.kernel,
         ),
-    ]
-    for name, claim, measured, motion in rows:
-        present.verdict(
-            "V1",
-            f"conserved.{name}",
-            f"{claim} (in units of the motion)",
-            measured / motion,
-            1e-3,
-            measured <= 1e-3 * motion,
-        )
-    return all(measured <= 1e-3 * motion for _, _, measured, motion in rows)
+    ):
+        share = measured.max() / motion.max()
+        held.append(share <= 1e-3)
+        claim = f"{claim} (in units of the motion)"
+        present.verdict("V1", f"conserved.{name}", claim, share, 1e-3, held[-1])
+    if all(held):
+        return "What the output does not feel, training does not move."
+    return "Training moves what it should not."
 
 
 def statistics_message(frame):
@@ -597,6 +597,14 @@ def mechanism_message(table, twin):
         f"being {largest.mechanism} ({scientific(largest.float32)}); {_list(of['cannot']) or 'none'} cannot move γ or "
         f"β at all; {_list(of['round-off']) or 'none'} {'is' if len(of['round-off']) == 1 else 'are'} round-off."
     )
+
+
+def second_derivative_verdicts(table):
+    """The verdict on each layer's own second derivatives; the table again."""
+    for row in table.itertuples():
+        claim = f"{row.layer}: own second derivatives are right"
+        present.verdict("V1", f"second.{row.layer.lower()}", claim, row.own, 1e-6, row.own <= 1e-6)
+    return table
 
 
 def second_derivative_message(table):

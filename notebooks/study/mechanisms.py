@@ -278,6 +278,27 @@ def gradient_penalty(layer_path, options=(), seed=2612, size=32, batch=16):
     return outer.gradient(penalty, w).numpy()
 
 
+def second_derivatives():
+    """Second derivatives of own layers and of TensorFlow's, and what becomes of a gradient penalty.
+
+    Returns:
+        DataFrame with a row for each layer: own and TensorFlow's error (`equivalence.second_derivative_error`), and how
+        far apart the two `gradient_penalty` are, relative to the own one.
+    """
+    rows = []
+    for name, layer, options in (
+        ("BN", "BatchNormalization", ()),
+        ("LN", "LayerNormalization", ()),
+        ("GN", "GroupNormalization", (("groups", 2),)),
+    ):
+        paths = {"own": f"normlib:{layer}", "TensorFlow's": f"keras.layers:{layer}"}
+        errors = {who: equivalence.second_derivative_error(path, options) for who, path in paths.items()}
+        own, theirs = (gradient_penalty(path, options) for path in paths.values())
+        apart = np.linalg.norm(theirs - own) / np.linalg.norm(own)
+        rows.append({"layer": name} | errors | {"gradient penalty, apart": apart})
+    return pd.DataFrame(rows)
+
+
 # --- small facts ------------------------------------------------------------------------------------------------------
 
 
