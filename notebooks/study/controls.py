@@ -1,7 +1,10 @@
-"""Layers that stand where a normalization would and normalize nothing: what they gain, normalization did not do."""
+"""Layers that stand where a normalization would, and normalize nothing or undo it again: what they gain, normalization
+did not do."""
 
 import keras
 import tensorflow as tf
+
+import normlib
 
 
 @keras.saving.register_keras_serializable("study")
@@ -26,3 +29,64 @@ class DynamicTanh(Affine):
 
     def call(self, x):
         return super().call(tf.tanh(self.alpha * x))
+
+
+@keras.saving.register_keras_serializable("study")
+class FirstBatch(Affine):
+    """gamma * x + beta, where the first batch in training sets gamma and beta so that its outputs are standardized:
+    what normalization gives a network at the start, and never again (Salimans and Kingma 2016, section 3)."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.seen = self.add_weight(shape=(), initializer="zeros", trainable=False, name="seen")
+
+    def call(self, x, training=False):
+        if training:
+            mean, variance = tf.nn.moments(x, list(range(x.shape.rank - 1)))
+            scale = tf.math.rsqrt(variance + 1e-5)
+            self.gamma.assign(tf.where(self.seen > 0, self.gamma, scale))
+            self.beta.assign(tf.where(self.seen > 0, self.beta, -mean * scale))
+            self.seen.assign(1.0)
+        return super().call(x)
+
+
+@keras.saving.register_keras_serializable("study")
+class NoisyBatchNormalization(normlib.BatchNormalization):
+    """Batch normalization that noise undoes: in training, each channel is stretched and shifted anew at every step, and
+    each image a little of its own, so that what follows never sees the same distribution twice (after Santurkar et al.
+    2018, section 2.2, arXiv:1805.11604)."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.step = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name="step"
+        )
+
+    def call(self, x, training=False):
+        y = super().call(x, training=training)
+        if not training:
+            return y
+        channels = [1] * (x.shape.rank - 1) + [x.shape[-1]]
+        images = [tf.shape(x)[0], *channels[1:]]
+
+        def uniform(shape, low, high, stream):
+            seed = [self.step.value, stream]
+            return tf.random.stateless_uniform(shape, seed, low, high, x.dtype)
+
+        scale = uniform(channels, 1.0, 1.25, 0) + uniform(images, -0.1, 0.1, 1)
+        shift = uniform(channels, -0.5, 0.5, 2) + uniform(images, -0.1, 0.1, 3)
+        self.step.assign_add(1)
+        return y * scale + shift
+
+
+@keras.saving.register_keras_serializable("study")
+class WeightAndMeanOnlyBatchNormalization(normlib.WeightNormalization):
+    """Weight normalization, its outputs centred over the batch (Salimans and Kingma 2016, section 4)."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.centre = normlib.MeanOnlyBatchNormalization(momentum=0.9, dtype=self.dtype_policy)
+        self.centre.build(self.layer.compute_output_shape(shape))
+
+    def call(self, x, training=False):
+        return self.centre(super().call(x), training=training)

@@ -132,6 +132,34 @@ def budget_curves(frame):
     return figure
 
 
+def batch_curves(frame):
+    """Accuracy on the held-out images by the size of the batch, normalized behind the convolution or a dense layer."""
+    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8), sharey=True)
+    dense = frame.method.str.endswith(", dense")
+    for axes, rows, title in zip(
+        panels,
+        (frame[~dense], frame[dense]),
+        ("behind the convolution", "behind the dense layer"),
+        strict=True,
+    ):
+        for method, of_method in rows.groupby("method", sort=False):
+            method = method.removesuffix(", dense")
+            axes.semilogx(
+                of_method["size"],
+                of_method.accuracy,
+                base=2,
+                marker="o",
+                ms=3,
+                label=method,
+                **present.style(method),
+            )
+        axes.set(title=title, xlabel="images in a batch", xticks=sorted(set(frame["size"])))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.legend()
+    panels[0].set_ylabel("held-out accuracy")
+    return figure
+
+
 # --- mechanisms --------------------------------------------------------------------------------------------------
 
 
@@ -231,4 +259,31 @@ def mechanism_bars(table):
     axes.invert_yaxis()
     axes.set_axisbelow(True)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure
+
+
+def landscape_curves(frame):
+    """How far the loss and the gradient range along each step's direction, a line for each method."""
+    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8))
+    for method, rows in frame.groupby("method", sort=False):
+        panels[0].semilogy(rows.step, rows.highest - rows.lowest, label=method, **present.style(method))
+        panels[1].semilogy(rows.step, rows.change, label=method, **present.style(method))
+    panels[0].set(xlabel="step", ylabel="range of the loss, nats")
+    panels[1].set(xlabel="step", ylabel="relative change of the gradient")
+    panels[0].legend()
+    return figure
+
+
+def percentile_curves(frame):
+    """Accuracy, and the percentiles of what goes into one unit, without and with BN: three panels."""
+    figure, panels = plt.subplots(1, 3, figsize=(7.2, 2.5))
+    for axes, (method, rows) in zip(panels[1:], frame.groupby("method", sort=False), strict=True):
+        panels[0].plot(rows.step, rows.accuracy, label=method, **present.style(method))
+        for column, part in (("high", "85th"), ("middle", "50th"), ("low", "15th")):
+            axes.plot(rows.step, rows[column], lw=1.6 if column == "middle" else 0.9, color="0.2")
+            axes.annotate(part, (rows.step.iloc[-1], rows[column].iloc[-1]), size=7, va="bottom", ha="right")
+        axes.set(title=method, xlabel="step", ylabel="input of the unit" if axes is panels[1] else None)
+    panels[1].sharey(panels[2])
+    panels[0].set(xlabel="step", ylabel="test accuracy")
+    panels[0].legend()
     return figure

@@ -1,7 +1,10 @@
 """Small experiments on why normalization does what it does; each takes seconds."""
 
 import functools
+import itertools
+from dataclasses import replace
 
+import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
@@ -24,6 +27,13 @@ def _dataset(base):
 @functools.cache
 def _load(name, sample):
     return data.load(name, sample=sample)
+
+
+def _gradients(model, variables, x, y):
+    """The loss on a batch, in training, and its gradients."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True)))
+    return loss, tape.gradient(loss, variables)
 
 
 # --- epsilon -------------------------------------------------------------------------------------------------------
@@ -107,7 +117,7 @@ def conservation(base, method, steps=150, every=10):
 
     Args:
         base: the Run that gives data, batches, initial weights and learning rate.
-        method: a name of `network.METHODS`, or "LN-C" for layer normalization over the channels alone.
+        method: a name of `network.METHODS`.
         steps, every: how many, and how often it is looked.
 
     Returns:
@@ -116,13 +126,8 @@ def conservation(base, method, steps=150, every=10):
         the sum of all filters; length, the largest error of predicting each filter's squared length by adding up
         eta^2 |dw|^2 - 2 eta <w, dw>, and of the same without the last term: pythagoras.
     """
-    options = (
-        network.METHODS["LN"] | {"options": (("epsilon", 1e-5),)}
-        if method == "LN-C"
-        else network.METHODS[method]
-    )
     dataset = _dataset(base)
-    model = network.build(dataset.x_train.shape[1:], seed=base.seed, **options)
+    model = network.build(dataset.x_train.shape[1:], seed=base.seed, **network.METHODS[method])
     order = training.batch_order(training.trained_on(dataset), base)[:steps]
     variables = [v.value for v in model.trainable_variables]
     kernel, bias = variables[:2]
@@ -130,9 +135,7 @@ def conservation(base, method, steps=150, every=10):
 
     @tf.function(autograph=False)
     def step(x, y):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True)))
-        gradients = tape.gradient(loss, variables)
+        _, gradients = _gradients(model, variables, x, y)
         square = tf.reduce_sum(gradients[0] ** 2, (0, 1, 2)) * base.learning_rate**2
         along = tf.reduce_sum(gradients[0] * kernel, (0, 1, 2)) * 2 * base.learning_rate
         for variable, gradient in zip(variables, gradients, strict=True):
@@ -184,13 +187,8 @@ def effective_learning_rate(base, factor=2.0, steps=20):
 
         @tf.function(autograph=False)
         def step(x, y, model=model, variables=variables, rates=rates):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(
-                    tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True))
-                )
-            for variable, rate, gradient in zip(
-                variables, rates, tape.gradient(loss, variables), strict=True
-            ):
+            _, gradients = _gradients(model, variables, x, y)
+            for variable, rate, gradient in zip(variables, rates, gradients, strict=True):
                 variable.assign_sub(rate * gradient)
 
         for indices in order:
@@ -220,9 +218,8 @@ def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
 
     @tf.function(autograph=False)
     def step(x, y):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True)))
-        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+        _, gradients = _gradients(model, variables, x, y)
+        for variable, gradient in zip(variables, gradients, strict=True):
             variable.assign_sub(base.learning_rate * gradient)
 
     logits_of = tf.function(model, autograph=False)
@@ -247,6 +244,129 @@ def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
             found["exact"] = accuracy([np.asarray(getattr(norm, name)) for name in names])
             found["of the batch"] = accuracy()
             rows += [{"step": number, "statistics": k, "accuracy": v} for k, v in found.items()]
+    return pd.DataFrame(rows)
+
+
+# --- the loss along the way, and what goes into a deep unit ---------------------------------------------------------
+
+
+def landscape(
+    base, methods=("none", "BN", "LN"), steps=150, every=10, rate=0.1, reaches=(0.5, 1.0, 2.0, 4.0)
+):
+    """The loss and its gradient along each step's direction, further than the step goes, during a training.
+
+    Args:
+        base: the Run that gives data, order and initial weights.
+        methods: names of `network.METHODS`.
+        steps, rate: of the training.
+        every: steps between looks.
+        reaches: how far to look, in units of the step.
+
+    Returns:
+        DataFrame with columns method, step, lowest and highest (loss on the step's batch, in nats) and change (the
+        largest change of the gradient, in proportion to its length).
+
+    Reference: Santurkar et al. 2018 (arXiv:1805.11604), figure 4.
+    """
+    dataset = _dataset(base)
+    order = training.batch_order(training.trained_on(dataset), replace(base, steps=min(steps, base.steps)))
+    rows = []
+    for method in methods:
+        model = network.build(dataset.x_train.shape[1:], seed=base.seed, **network.METHODS[method])
+        variables = [v.value for v in model.trainable_variables]
+        slope = tf.function(functools.partial(_gradients, model, variables), autograph=False)
+
+        def move(start, gradients, way, variables=variables):
+            for variable, value, gradient in zip(variables, start, gradients, strict=True):
+                variable.assign(value - way * gradient)
+
+        for step, indices in enumerate(order):
+            batch = tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices])
+            _, gradients = slope(*batch)
+            start = [v.numpy() for v in variables]
+            if step % every == 0:
+                losses, changes = [], []
+                for reach in reaches:
+                    move(start, gradients, reach * rate)
+                    loss, there = slope(*batch)
+                    losses.append(float(loss))
+                    changes.append(
+                        tf.linalg.global_norm([a - b for a, b in zip(there, gradients, strict=True)])
+                    )
+                change = float(max(changes) / tf.linalg.global_norm(gradients))
+                rows.append(
+                    {
+                        "method": method,
+                        "step": step,
+                        "lowest": min(losses),
+                        "highest": max(losses),
+                        "change": change,
+                    }
+                )
+            move(start, gradients, rate)
+    return pd.DataFrame(rows)
+
+
+def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
+    """Three dense layers of sigmoids, with and without BN: the accuracy, and what goes into one unit of the last layer.
+
+    Args:
+        base: the Run that gives data and seed.
+        steps, batch, rate: of the training; twice the Run's steps at most.
+        looks: how many measurements.
+        width: units of a hidden layer.
+
+    Returns:
+        DataFrame with columns method, step, accuracy (on the test images) and low, middle and high, the 15th, 50th and
+        85th percentile of the unit's input over 1,000 training images, normalized as in training.
+
+    Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), figure 1.
+    """
+    dataset, steps = _dataset(base), min(steps, 2 * base.steps)
+    x_train, x_test = (tf.constant(x.reshape(len(x), -1)) for x in (dataset.x_train, dataset.x_test))
+    y_train = tf.constant(dataset.y_train)
+    run = replace(base, steps=steps, batch_size=batch)
+    order = tf.constant(training.batch_order(training.trained_on(dataset), run))
+    looks = np.unique(np.linspace(1, steps, looks).astype(int))
+    rows = []
+    for method in ("none", "BN"):
+        layers = []
+        for index in range(3):
+            layers.append(keras.layers.Dense(width, kernel_initializer=network.initial(base.seed, index)))
+            layers += [normlib.BatchNormalization(momentum=0.9)] if method == "BN" else []
+            layers.append(keras.layers.Activation("sigmoid"))
+        layers.append(keras.layers.Dense(network.CLASSES, kernel_initializer=network.initial(base.seed, 3)))
+        model = keras.Sequential([keras.layers.InputLayer(x_train.shape[1:]), *layers])
+        before = keras.Model(model.inputs, model.layers[-3].output)
+        variables = [v.value for v in model.trainable_variables]
+
+        @tf.function
+        def stretch(first, last, model=model, variables=variables):
+            for step in tf.range(first, last):
+                _, gradients = _gradients(
+                    model, variables, tf.gather(x_train, order[step]), tf.gather(y_train, order[step])
+                )
+                for variable, gradient in zip(variables, gradients, strict=True):
+                    variable.assign_sub(rate * gradient)
+
+        for first, last in itertools.pairwise([0, *looks]):
+            stretch(tf.constant(first), tf.constant(last))
+            accuracy = np.mean(np.argmax(model(x_test), 1) == dataset.y_test)
+            statistics = [v.numpy() for v in model.non_trainable_variables]
+            unit = before(x_train[:1000], training=True)[:, 0]
+            for variable, value in zip(model.non_trainable_variables, statistics, strict=True):
+                variable.assign(value)  # looking has moved them
+            low, middle, high = np.percentile(unit, (15, 50, 85))
+            rows.append(
+                {
+                    "method": method,
+                    "step": last,
+                    "accuracy": accuracy,
+                    "low": low,
+                    "middle": middle,
+                    "high": high,
+                }
+            )
     return pd.DataFrame(rows)
 
 

@@ -26,7 +26,16 @@ METHODS = {
     "GN": {"norm": "normlib:GroupNormalization", "options": (("groups", 6), ("epsilon", 1e-5))},
     "IN": {"norm": "normlib:InstanceNormalization", "options": (("epsilon", 1e-5),)},
     "RMS": {"norm": "normlib:RMSNormalization", "options": (("epsilon", 1e-5),)},
-    "affine": {"norm": "study.controls:Affine"},  # controls: no normalization
+    "WN+MO": {"norm": "study.controls:WeightAndMeanOnlyBatchNormalization", "where": ("conv", "hidden")},
+    # controls
+    "input": {
+        "norm": "normlib:BatchNormalization",
+        "options": (*_BATCH, ("center", False), ("scale", False)),
+        "where": ("input",),
+    },
+    "first": {"norm": "study.controls:FirstBatch"},
+    "noisy BN": {"norm": "study.controls:NoisyBatchNormalization", "options": _BATCH},
+    "affine": {"norm": "study.controls:Affine"},
     "DyT": {"norm": "study.controls:DynamicTanh"},
 }
 REFERENCES = {
@@ -67,7 +76,8 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
         norm: import path of the normalization layer, or of a wrapper of layers with a kernel; None for none.
         options: the layer's arguments, as (name, value) pairs. `axis` is that of the images; on the flat features
             it is -1.
-        where: the layers whose outputs are normalized, or whose kernels, by a wrapper: of "conv" and "hidden".
+        where: what is normalized: of "input", the images, and "conv" and "hidden", these layers' outputs, or their
+            kernels by a wrapper.
         seed: fixes the initial weights, normal with mean 0 and standard deviation 0.1; biases are 0.
         dtype: "float32" or "float64", of weights and activations.
         nudge: if k > 0, the k-th weight of the convolution is moved by one unit in the last place.
@@ -82,8 +92,7 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
     arguments = dict(options) | {"dtype": dtype}
 
     def with_kernel(cls, index, name, *args, **kwargs):
-        initial = _initial(seed, index, nudge)
-        layer = cls(*args, kernel_initializer=initial, dtype=dtype, name=name, **kwargs)
+        layer = cls(*args, kernel_initializer=initial(seed, index, nudge), dtype=dtype, name=name, **kwargs)
         return norm_class(layer, name=f"norm_{name}", **arguments) if wraps and name in where else layer
 
     def normalized(name, **flat):
@@ -94,6 +103,7 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
     model = framework.Sequential(
         [
             layers.InputLayer(input_shape),
+            *normalized("input"),
             with_kernel(layers.Conv2D, 0, "conv", FILTERS, 5, padding="same"),
             *normalized("conv"),
             layers.ReLU(dtype=dtype),
@@ -131,7 +141,10 @@ def _framework(norm_class):
     return tf_keras
 
 
-def _initial(seed, index, nudge):
+def initial(seed, index, nudge=0):
+    """An initializer for the kernel of the layer with this index, from a stream of random numbers of its own; where
+    nudge is k > 0, the k-th weight of the first layer is moved by one unit in the last place."""
+
     def initializer(shape, dtype=None, **_):
         stream = np.random.default_rng(np.random.SeedSequence([seed, index]))
         weights = stream.normal(0.0, INITIAL_STD, shape).astype("float32")

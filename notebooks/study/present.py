@@ -26,6 +26,12 @@ COLORS = {
     "LN-C": "#8B3E00",
     "affine": "#999999",
     "DyT": "#7F6000",
+    "WN+MO": "#004D38",
+    "input": "#5D3A9B",
+    "first": "#A0522D",
+    "noisy BN": "#004C7F",
+    "detached BN": "#5FA8D3",
+    "BN, dense": "#5FA8D3",
 }
 LINES = {
     "none": (0, (1, 1)),
@@ -38,6 +44,12 @@ LINES = {
     "LN-C": (0, (8, 2)),
     "affine": (0, (1, 2)),
     "DyT": (0, (3, 1, 1, 1)),
+    "WN+MO": (0, (1, 1, 4, 1)),
+    "input": (0, (5, 2)),
+    "first": (0, (2, 1)),
+    "noisy BN": (0, (1, 1)),
+    "detached BN": (0, (4, 1)),
+    "BN, dense": (0, (2, 1)),
 }
 
 _pending = {}  # records that wait for the next display

@@ -39,7 +39,7 @@ class Run:
     Args:
         norm: import path of the normalization, such as "normlib:BatchNormalization"; None for none.
         options: its arguments, as (name, value) pairs.
-        where: the layers that are normalized, of "conv" and "hidden".
+        where: what is normalized, of "input", "conv" and "hidden".
         dataset: "fashion_mnist", "mnist" or "cifar10".
         sample: whether the embedded sample takes the place of the full data.
         seed: fixes the initial weights and, by a separate stream, the order of the batches.

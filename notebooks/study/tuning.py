@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from study import data, network, training
+from study import data, network, statistics, training
 
-METHODS = ("none", "BN", "LN", "LN-C", "GN", "IN", "RMS", "WN", "affine", "DyT")
+METHODS = ("none", "BN", "LN", "LN-C", "GN", "IN", "RMS", "WN", "WN+MO", "input", "first", "affine", "DyT")
 STEPS = 150  # of each run
 EXPONENTS = range(-3, 1)  # of the first grid: 10^(k / 2), from 0.03 to 1 in half decades
 MOST = 9  # rates for one method
@@ -87,13 +87,30 @@ def stable_decades(frame):
     return found
 
 
-def methods_table(base, frame):
-    """What each method of a sweep reaches, costs and depends on, a row each.
+def at_best_rates(base, methods, rates, seeds):
+    """The Runs of each method at its best learning rate, a quarter as long: dict method -> list of Run."""
+    return {
+        method: [
+            replace(
+                base, steps=base.steps // 4, seed=seed, learning_rate=rates[method], **network.METHODS[method]
+            )
+            for seed in seeds
+        ]
+        for method in methods
+    }
+
+
+def methods_table(base, frame, tuned, by_batch):
+    """What each method of a sweep reaches, costs and depends on, a row each; empty where it was not run.
 
     Args:
         base: the Run that gives data and initial weights.
         frame: of `sweep`.
+        tuned: dict method -> list of History, of the Runs of `at_best_rates`; those of "none" give the target.
+        by_batch: of `batch_sizes`.
     """
+    target = float(np.mean([h.accuracy[-1] for h in tuned["none"]]))
+    smallest = by_batch[by_batch["size"] == by_batch["size"].min()].set_index("method").accuracy
     rates, decades, rows = best_rates(frame), stable_decades(frame), []
     for method, rate in rates.items():
         trained, inferred, alone = _modes(base, method)
@@ -102,14 +119,27 @@ def methods_table(base, frame):
             {
                 "method": method,
                 "best rate": rate,
-                "stable decades": decades[method],
-                "accuracy": of_method.accuracy.max(),
+                "decades": decades[method],
+                "held-out": of_method.accuracy.max(),
+                **_reached(tuned.get(method, []), target),
+                "at batch 2": smallest.get(method),
                 "ms per step": of_method.milliseconds.median(),
                 "same in inference": "yes" if np.allclose(trained, inferred, atol=1e-4) else "no",
-                "independent": "yes" if np.allclose(trained[:1], alone, atol=1e-4) else "no",
+                "depends on the batch": "no" if np.allclose(trained[:1], alone, atol=1e-4) else "yes",
             }
         )
     return pd.DataFrame(rows)
+
+
+def _reached(histories, target):
+    if not histories:
+        return {"test accuracy": "", "steps to target": ""}
+    mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
+    steps = np.median([statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories])
+    return {
+        "test accuracy": f"{mean:.3f} ({low:.3f} to {high:.3f})",
+        "steps to target": f"{steps:,.0f}" if np.isfinite(steps) else "not reached",
+    }
 
 
 def _modes(base, method):
@@ -135,3 +165,53 @@ def budget(frame):
             best = [max(chosen) for chosen in itertools.combinations(values, k)]
             rows.append({"method": method, "tried": k, "accuracy": float(np.mean(best))})
     return pd.DataFrame(rows)
+
+
+# --- batch sizes ---------------------------------------------------------------------------------------------------
+
+SIZES = (2, 8, 32, 128, 512)
+# Over positions BN averages even a batch of two over more than a thousand values; behind a dense layer it has two.
+_DENSE = {"where": ("hidden",)}
+BY_BATCH = {m: network.METHODS[m] for m in ("none", "BN", "LN", "GN")} | {
+    "BN, dense": network.METHODS["BN"] | _DENSE,
+    "LN, dense": network.METHODS["LN"] | _DENSE,
+}
+
+
+def batch_sizes(base, rates, jobs=0):
+    """Train with batches of several sizes on the same number of images, a batch's rate in proportion to its size.
+
+    Args:
+        base: the Run to start from; an eleventh of its images is trained on.
+        rates: dict method -> learning rate at a batch of 100.
+        jobs: as in `training.run_all`.
+
+    Returns:
+        DataFrame with columns method, size, accuracy (on the held-out images at the end; a run that leaves the finite
+        numbers has that of guessing) and diverged.
+    """
+    images = base.steps * base.batch_size // 11
+    sizes = SIZES if base.steps >= STEPS else SIZES[::4]  # a smoke profile's: the ends
+    runs = {}
+    for method, layer in BY_BATCH.items():
+        for size in sizes:
+            steps = max(1, images // size)
+            runs[method, size] = replace(
+                base,
+                **layer,
+                batch_size=size,
+                steps=steps,
+                evaluate_every=-(-steps // 2),
+                learning_rate=rates[method.partition(",")[0]] * size / 100,
+                validation=True,
+            )
+    found = training.run_all(runs.values(), jobs, "batch sizes")
+    return pd.DataFrame(
+        {
+            "method": method,
+            "size": size,
+            "accuracy": 1 / network.CLASSES if found[run].diverged else found[run].accuracy[-1],
+            "diverged": found[run].diverged,
+        }
+        for (method, size), run in runs.items()
+    )
