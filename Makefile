@@ -8,7 +8,7 @@ BIN     := .venv/bin
 PIP     := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint bench lab lock clean
+.PHONY: help report test lint bench audit lab lock clean
 
 help:    ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ bench: .venv/.installed  ## time layers and training against Keras's, in turns; 
 	@mkdir -p report/build
 	@$(BIN)/python benchmarks/layers.py --json report/build/layers.json
 	@$(BIN)/python benchmarks/training.py --json report/build/training.json
+
+audit: .venv/.installed  ## train five published runs anew, and say whether they agree
+	@$(BIN)/python -m study.audit report/published/results.json --jobs $(JOBS)
 
 lab: .venv/.installed  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks/01_batch_normalization.ipynb

@@ -636,6 +636,13 @@ class BatchNormalization(_Normalization):
                 "The mask provided should be one dimension less than the inputs. Received: "
                 f"mask.shape={tuple(mask.shape)}, inputs.shape={tuple(inputs.shape)}"
             )
+        if mask is not None and not all(
+            m in (1, n) or None in (m, n) for m, n in zip(mask.shape, inputs.shape[:-1], strict=True)
+        ):
+            raise ValueError(
+                f"Expected a mask that broadcasts to {tuple(inputs.shape[:-1])}, the input's shape but for its last "
+                f"dimension. Received: mask.shape={tuple(mask.shape)}, inputs.shape={tuple(inputs.shape)}"
+            )
         if not (training and self.trainable):
             return self._infer(inputs)
         options = {}

@@ -426,6 +426,11 @@ def test_integer_input_is_refused(make, arguments):
         make(**arguments)(tf.ones(SHAPE, "int32"))
 
 
+def test_a_mask_of_the_wrong_size_is_refused():
+    with pytest.raises(ValueError, match=r"broadcasts to \(2, 3\).*Received: mask.shape=\(2, 4\)"):
+        normlib.BatchNormalization()(tf.ones([2, 3, 4]), training=True, mask=tf.ones([2, 4]))
+
+
 def test_a_mask_of_the_wrong_rank_is_refused():
     with pytest.raises(ValueError, match=r"one dimension less.*Received: mask.shape=\(2,\)"):
         normlib.BatchNormalization()(tf.ones([2, 3, 4]), training=True, mask=tf.ones([2]))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from study import equivalence, network, training
+from study import equivalence, network, running, training
 
 SHORT = training.Run(sample=True, steps=6, evaluate_every=3, batch_size=20)
 BN, TENSORFLOW_BN = network.METHODS["BN"], network.REFERENCES["BN"]
@@ -20,7 +20,7 @@ def test_the_same_run_gives_the_same_bits():
 
 def test_a_worker_gives_the_same_bits_as_this_process():
     run = replace(SHORT, **network.METHODS["LN"], seed=1)
-    assert training.run_all([run], jobs=2)[run].weights_hash == training.train(run).weights_hash
+    assert running.run_all([run], jobs=2)[run].weights_hash == training.train(run).weights_hash
 
 
 @pytest.mark.parametrize("method", ["BN", "LN", "WN"])
@@ -70,21 +70,21 @@ def test_repeated_updates_multiply_the_first_steps_motion():
 
 def test_a_kept_run_is_not_trained_again(monkeypatch):
     run = replace(SHORT, seed=5)
-    first = training.run_all([run], jobs=1)[run]
-    monkeypatch.setattr(training, "_train_and_keep", lambda *_: pytest.fail("trained again"))
-    again = training.run_all([run], jobs=1)[run]
+    first = running.run_all([run], jobs=1)[run]
+    monkeypatch.setattr(running, "_train_and_keep", lambda *_: pytest.fail("trained again"))
+    again = running.run_all([run], jobs=1)[run]
     assert again.weights_hash == first.weights_hash
     np.testing.assert_array_equal(again.training_loss, first.training_loss)
 
 
 def test_a_damaged_run_is_trained_again(capsys):
     run = replace(SHORT, seed=6)
-    first = training.run_all([run], jobs=1)[run]
-    path = training._cache_folder() / f"{training._key(run)}.run"
+    first = running.run_all([run], jobs=1)[run]
+    path = running._cache_folder() / f"{running._key(run)}.run"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert training.run_all([run], jobs=1)[run].weights_hash == first.weights_hash
+    assert running.run_all([run], jobs=1)[run].weights_hash == first.weights_hash
     assert "damaged" in capsys.readouterr().err
     assert hashlib.sha256(path.read_bytes()[32:]).digest() == path.read_bytes()[:32]
 
@@ -92,8 +92,8 @@ def test_a_damaged_run_is_trained_again(capsys):
 def test_a_traced_history_comes_back_whole(tmp_path):
     run = replace(SHORT, **BN, trace=True)
     history = training.train(run)
-    training._keep(tmp_path / "a.run", history)
-    back = training._restore(tmp_path / "a.run", run)
+    running._keep(tmp_path / "a.run", history)
+    back = running._restore(tmp_path / "a.run", run)
     assert set(back.trace) == {"norm_conv/gamma", "norm_conv/beta"}
     for name, value in history.weights.items():
         np.testing.assert_array_equal(back.weights[name], value)

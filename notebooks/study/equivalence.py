@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from study import network, training
+from study import network, running
 
 
 def layer_differences(candidate, reference, options=(), shape=(100, 28, 28, 30), dtype="float32", seed=2612):
@@ -175,7 +175,7 @@ def fault_drifts(base, candidate, reference, jobs=0, steps=15):
     Args:
         base: the Run to start from.
         candidate, reference: the Run's fields that make the two layers, such as {"norm": ..., "options": ...}.
-        jobs: as in `training.run_all`.
+        jobs: as in `running.run_all`.
         steps: how many.
 
     Returns:
@@ -199,7 +199,7 @@ def fault_drifts(base, candidate, reference, jobs=0, steps=15):
         for paired in (False, True)
     }
     pairs[NO_FAULT_64] = tuple(replace(run, dtype="float64") for run in pairs[NO_FAULT])
-    found = training.run_all([run for pair in pairs.values() for run in pair], jobs, "drift")
+    found = running.run_all([run for pair in pairs.values() for run in pair], jobs, "drift")
     return {name: drift(found[own], found[theirs]) for name, (own, theirs) in pairs.items()}
 
 
@@ -223,7 +223,7 @@ def paired_training(base, candidate, reference, jobs=0, steps=500, twins=2):
     )
     exact = [replace(run, dtype="float64") for run in (own, theirs)]
     moved = [replace(theirs, nudge=k) for k in range(1, twins + 1)]
-    found = training.run_all([own, theirs, *exact, *moved], jobs, "paired training")
+    found = running.run_all([own, theirs, *exact, *moved], jobs, "paired training")
     return {
         "float64": largest_weight_difference(*(found[run] for run in exact)),
         "float32": largest_weight_difference(found[own], found[theirs]),
@@ -237,7 +237,7 @@ def mechanism_drifts(base, jobs=0, steps=30):
 
     Args:
         base: the Run to start from.
-        jobs: as in `training.run_all`.
+        jobs: as in `running.run_all`.
         steps: how many at most.
 
     Returns:
@@ -268,7 +268,7 @@ def mechanism_drifts(base, jobs=0, steps=30):
     }
     twin = replace(own, nudge=1)
     runs = [own, *pairs.values()]
-    found = training.run_all(
+    found = running.run_all(
         [twin, *runs, *(replace(run, dtype="float64") for run in runs)], jobs, "mechanisms"
     )
 

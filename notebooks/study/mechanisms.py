@@ -10,7 +10,7 @@ import pandas as pd
 import tensorflow as tf
 
 import normlib
-from study import data, equivalence, network, training
+from study import equivalence, network, training
 
 IMAGES = 400  # enough for statistics of activations
 
@@ -21,12 +21,7 @@ def images(base, count=IMAGES):
 
 
 def _dataset(base):
-    return _load(base.dataset, base.sample)
-
-
-@functools.cache
-def _load(name, sample):
-    return data.load(name, sample=sample)
+    return training.load(base.dataset, base.sample)
 
 
 def _gradients(model, variables, x, y):

@@ -1,30 +1,19 @@
 """Train the network: a `Run` says what, a `History` what happened.
 
-Whole stretches of steps run inside one `tf.function`. A finished run is kept on disk under a key made of all that
-decides its result, so that an interrupted study goes on where it stopped.
+Whole stretches of steps run inside one `tf.function`.
 """
 
 import dataclasses
 import functools
 import hashlib
-import inspect
-import io
-import json
 import math
-import os
-import pathlib
 import sys
-import tempfile
-import threading
 import time
 
-import joblib
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-import normlib
 from study import data, network
 
 HELD_OUT = 12  # of the training images, one in so many is kept back for choosing: 5,000 of 60,000
@@ -203,7 +192,7 @@ def train(run, progress=None):
     Returns:
         A History. The same Run gives the same bits on the same machine type, but for the milliseconds.
     """
-    dataset = _dataset(run.dataset, run.sample)
+    dataset = load(run.dataset, run.sample)
     model = network.build(
         dataset.x_train.shape[1:],
         run.norm,
@@ -320,7 +309,8 @@ def _split_trace(model, flat):
 
 
 @functools.cache
-def _dataset(name, sample):
+def load(name, sample):
+    """The data of Runs, loaded once."""
     return data.load(name, sample=sample)
 
 
@@ -332,147 +322,3 @@ def versions():
         "keras": keras.__version__,
         "numpy": np.__version__,
     }
-
-
-# --- many runs: in parallel, and kept ---------------------------------------------------------------------------
-
-
-def run_all(runs, jobs=0, description="runs"):
-    """Train all runs that are not kept yet, one on a core, longest first.
-
-    Args:
-        runs: iterable of Run.
-        jobs: processes at a time; 0 for one on each core.
-        description: shown beside the progress bar.
-
-    Returns:
-        dict Run -> History.
-    """
-    runs = list(dict.fromkeys(runs))
-    cache = _cache_folder()
-    keys = {run: _key(run) for run in runs}
-    found = {run: _restore(cache / f"{keys[run]}.run", run) for run in runs}
-    missing = sorted((run for run in runs if found[run] is None), key=_work, reverse=True)
-    if missing:
-        jobs = min(jobs or joblib.cpu_count(), len(missing))
-        with _Progress(missing, [cache / f"{keys[run]}.step" for run in missing], description):
-            # loky also for one job: no run shares a process with a notebook.
-            work = (joblib.delayed(_train_and_keep)(run, cache / keys[run]) for run in missing)
-            for _ in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(work):
-                pass
-        found |= {run: _restore(cache / f"{keys[run]}.run", run) for run in missing}
-    return found
-
-
-def run_groups(groups, jobs=0, description="runs"):
-    """Train labelled groups of runs: dict label -> list of Run becomes dict label -> list of History."""
-    histories = run_all([run for runs in groups.values() for run in runs], jobs, description)
-    return {label: [histories[run] for run in runs] for label, runs in groups.items()}
-
-
-def _work(run):
-    """A run's length, roughly: in float64, and with another's layer, a step takes longer."""
-    own = run.norm is None or run.norm.startswith("normlib:")
-    return run.steps * run.batch_size * (4 if run.dtype == "float64" else 1) * (1 if own else 2)
-
-
-def _train_and_keep(run, path):
-    step_file = path.with_suffix(".step")
-
-    def progress(step):
-        step_file.write_text(str(step))
-
-    progress(0)
-    try:
-        _keep(path.with_suffix(".run"), train(run, progress))
-    finally:
-        step_file.unlink(missing_ok=True)
-
-
-class _Progress:
-    """A progress bar over steps, fed by the small files that the workers leave in the cache."""
-
-    def __init__(self, runs, step_files, description):
-        self._lengths = dict(zip(step_files, (run.steps for run in runs), strict=True))
-        self._bar = tqdm(total=sum(self._lengths.values()), desc=description, unit="step", mininterval=1.0)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def _watch(self):
-        while not self._stop.wait(1.0):
-            self._update()
-
-    def _update(self):
-        done = finished = 0
-        for step_file, length in self._lengths.items():
-            if step_file.with_suffix(".run").exists():
-                done, finished = done + length, finished + 1
-            elif step_file.exists():
-                done += int(step_file.read_text() or 0)
-        self._bar.set_postfix_str(f"{finished} of {len(self._lengths)} runs", refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-        self._update()
-        self._bar.close()
-
-
-def _cache_folder():
-    folder = pathlib.Path(os.environ.get("NORMLIB_CACHE") or pathlib.Path.home() / ".cache" / "normlib")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _key(run):
-    """SHA-256 of all that decides a run's result: its description, the code, the data, the versions."""
-    sources = [normlib, network, sys.modules[__name__]]
-    if run.norm and not run.norm.startswith(("normlib:", "keras.", "tensorflow_probability.")):
-        sources.append(sys.modules[network.resolve(run.norm).__module__])
-    decisive = [
-        dataclasses.asdict(run),
-        [inspect.getsource(module) for module in sources],
-        _dataset(run.dataset, run.sample).digest,
-        versions(),
-    ]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-def _keep(path, history):
-    """Write a history as plain arrays behind their checksum, whole or not at all."""
-    fields = {f.name: getattr(history, f.name) for f in dataclasses.fields(history)}
-    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-    for group in ("trace", "weights"):
-        arrays |= {f"{group}:{name}": value for name, value in fields.pop(group).items()}
-    rest = {n: v for n, v in fields.items() if n not in arrays} | {"run": dataclasses.asdict(history.run)}
-    payload = io.BytesIO()
-    np.savez_compressed(payload, description=np.frombuffer(json.dumps(rest).encode(), "uint8"), **arrays)
-    content = payload.getvalue()
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(hashlib.sha256(content).digest() + content)
-    os.replace(file.name, path)
-
-
-def _restore(path, run):
-    """Read a kept history; None if there is none, or if it was damaged."""
-    if not path.exists():
-        return None
-    stored = path.read_bytes()
-    if hashlib.sha256(stored[32:]).digest() != stored[:32]:
-        path.unlink(missing_ok=True)
-        tqdm.write(f"A kept run was damaged and is trained again: {path.name}", file=sys.stderr)
-        return None
-    with np.load(io.BytesIO(stored[32:]), allow_pickle=False) as arrays:
-        fields = json.loads(arrays["description"].tobytes()) | {"run": run, "trace": {}, "weights": {}}
-        for name in arrays.files:
-            group, _, key = name.partition(":")
-            if key:
-                fields[group][key] = arrays[name]
-            elif name != "description":
-                fields[name] = arrays[name]
-    return History(**fields)

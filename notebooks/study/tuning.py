@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from study import data, network, statistics, training
+from study import network, running, statistics, training
 
 METHODS = ("none", "BN", "LN", "LN-C", "GN", "IN", "RMS", "WN", "WN+MO", "input", "first", "affine", "DyT")
 STEPS = 150  # of each run
@@ -23,7 +23,7 @@ def sweep(base, methods=METHODS, steps=STEPS, jobs=0):
         base: the Run to start from.
         methods: names of `network.METHODS`.
         steps: of each run.
-        jobs: as in `training.run_all`.
+        jobs: as in `running.run_all`.
 
     Returns:
         DataFrame with columns method, exponent, rate, accuracy (on the held-out images after the last step; a run that
@@ -39,7 +39,7 @@ def sweep(base, methods=METHODS, steps=STEPS, jobs=0):
             for method, exponents in grids.items()
             for k in sorted(exponents)
         }
-        found = training.run_all(runs.values(), jobs, "learning rates")
+        found = running.run_all(runs.values(), jobs, "learning rates")
         frame = pd.DataFrame(
             {
                 "method": method,
@@ -144,7 +144,7 @@ def _reached(histories, target):
 
 def _modes(base, method):
     """A network's logits in training and in inference, and those of the first image among other images, in training."""
-    images = data.load(base.dataset, sample=base.sample).x_train
+    images = training.load(base.dataset, base.sample).x_train
     model = network.build(images.shape[1:], seed=base.seed, **network.METHODS[method])
     others = np.concatenate([images[:1], images[-9:]])
     calls = ((images[:10], True), (images[:10], False), (others, True))
@@ -184,7 +184,7 @@ def batch_sizes(base, rates, jobs=0):
     Args:
         base: the Run to start from; an eleventh of its images is trained on.
         rates: dict method -> learning rate at a batch of 100.
-        jobs: as in `training.run_all`.
+        jobs: as in `running.run_all`.
 
     Returns:
         DataFrame with columns method, size, accuracy (on the held-out images at the end; a run that leaves the finite
@@ -205,7 +205,7 @@ def batch_sizes(base, rates, jobs=0):
                 learning_rate=rates[method.partition(",")[0]] * size / 100,
                 validation=True,
             )
-    found = training.run_all(runs.values(), jobs, "batch sizes")
+    found = running.run_all(runs.values(), jobs, "batch sizes")
     return pd.DataFrame(
         {
             "method": method,

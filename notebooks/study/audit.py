@@ -1,0 +1,84 @@
+"""Are published runs what the code gives? Some, picked at random, are trained anew and compared."""
+
+import argparse
+import ast
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import sys
+import tempfile
+
+import pandas as pd
+
+from study import running, training
+
+SAME, CLOSE, OTHER = "the same bits", "not the same bits, but the same accuracy within a point", "differs"
+
+
+def published(path):
+    """The runs of a results.json: list of (Run, its row)."""
+    rows = json.loads(pathlib.Path(path).read_text())["runs"]
+    found = {}
+    for row in rows:
+        fields = {f.name: row[f.name] for f in dataclasses.fields(training.Run)}
+        for name in ("options", "where"):
+            fields[name] = ast.literal_eval(fields[name])
+        found[training.Run(**fields)] = row
+    return list(found.items())
+
+
+def audit(chosen, jobs=0):
+    """Train runs anew, whatever is kept of them.
+
+    Args:
+        chosen: list of (Run, row) of `published`.
+        jobs: as in `running.run_all`.
+
+    Returns:
+        DataFrame with a row for each: what it is, the accuracy published and now, and the verdict.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        kept = os.environ.get("NORMLIB_CACHE")
+        os.environ["NORMLIB_CACHE"] = empty
+        try:
+            again = running.run_all([run for run, _ in chosen], jobs, "audit")
+        finally:
+            os.environ.pop("NORMLIB_CACHE") if kept is None else os.environ.update(NORMLIB_CACHE=kept)
+    rows = []
+    for run, row in chosen:
+        history, then = again[run], row["final_accuracy"]
+        now = float(history.accuracy[-1])
+        same = history.weights_hash == row["weights_hash"]
+        rows.append(
+            {
+                "run": f"{run.norm or 'none'}, seed {run.seed}, {run.steps:,} steps",
+                "published": then,
+                "now": now,
+                "verdict": SAME if same else CLOSE if abs(now - then) <= 0.01 else OTHER,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def main(arguments=None):
+    """The command line; exit code 1 if a run differs."""
+    parser = argparse.ArgumentParser(prog="python -m study.audit", description=__doc__)
+    parser.add_argument("results", type=pathlib.Path, help="a results.json")
+    parser.add_argument("--runs", type=int, default=5, help="how many (default: 5)")
+    parser.add_argument("--seed", type=int, help="of the choice (default: another one each time)")
+    parser.add_argument("--jobs", type=int, default=0, help="trainings at a time; 0 for one on each core")
+    options = parser.parse_args(arguments)
+    if not options.results.is_file():
+        parser.error(f"Expected a results.json. Received: {options.results}")
+    runs = published(options.results)
+    seed = random.randrange(10_000) if options.seed is None else options.seed
+    print(f"{min(options.runs, len(runs))} of {len(runs)} published runs, chosen by seed {seed}:")
+    table = audit(random.Random(seed).sample(runs, min(options.runs, len(runs))), options.jobs)
+    print(table.to_string(index=False))
+    sys.exit(int((table.verdict == OTHER).any()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Many runs: one on a core or a cluster's worker, each finished one kept on disk.
+
+A run is kept under a key made of all that decides its result, as plain arrays behind their checksum: an interrupted
+study goes on where it stopped, and builds that share a cache share its runs.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import io
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import threading
+
+import joblib
+import numpy as np
+from filelock import FileLock
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from tqdm import tqdm
+
+import normlib
+from study import network, training
+
+LIMIT = 4e9  # bytes of kept runs; beyond it those that were used longest ago go
+
+
+def run_all(runs, jobs=0, description="runs"):
+    """Train all runs that are not kept yet, one on a core, longest first.
+
+    Args:
+        runs: iterable of Run.
+        jobs: processes at a time; 0 for one on each core. Where the environment variable NORMLIB_CLUSTER names a Dask
+            scheduler, such as tcp://scheduler:8786, its workers train instead.
+        description: shown beside the progress bar.
+
+    Returns:
+        dict Run -> History.
+
+    Raises:
+        RuntimeError: worker processes died twice; the message names the runs that are not finished.
+    """
+    runs = list(dict.fromkeys(runs))
+    cache = _cache_folder()
+    paths = {run: cache / f"{_key(run)}.run" for run in runs}
+    found = {run: _restore(path, run) for run, path in paths.items()}
+    missing = sorted((run for run in runs if found[run] is None), key=_work, reverse=True)
+    if missing:
+        bar = _Progress(missing, [paths[run].with_suffix(".step") for run in missing], description)
+        with bar, _workers(jobs, len(missing)) as jobs:
+            for last_try in (False, True):
+                left = [run for run in missing if not paths[run].exists()]
+                work = (joblib.delayed(_train_and_keep)(run, paths[run].name) for run in left)
+                try:
+                    for name, content in joblib.Parallel(jobs, return_as="generator_unordered", batch_size=1)(
+                        work
+                    ):
+                        if not (cache / name).exists():
+                            _write(cache / name, content)
+                    break
+                except TerminatedWorkerError as error:  # killed, or out of memory
+                    left = [run for run in missing if not paths[run].exists()]
+                    if last_try:
+                        raise RuntimeError(f"Worker processes died twice. Not finished: {left}") from error
+                    told = f"A worker process died; {len(left)} runs are tried once more."
+                    tqdm.write(told, file=sys.stderr)
+        found |= {run: _restore(paths[run], run) for run in missing}
+        _evict(cache, keep=set(paths.values()))
+    return found
+
+
+def run_groups(groups, jobs=0, description="runs"):
+    """Train labelled groups of runs: dict label -> list of Run becomes dict label -> list of History."""
+    histories = run_all([run for runs in groups.values() for run in runs], jobs, description)
+    return {label: [histories[run] for run in runs] for label, runs in groups.items()}
+
+
+def _work(run):
+    """A run's length, roughly: in float64, and with another's layer, a step takes longer."""
+    own = run.norm is None or run.norm.startswith("normlib:")
+    return run.steps * run.batch_size * (4 if run.dtype == "float64" else 1) * (1 if own else 2)
+
+
+@contextlib.contextmanager
+def _workers(jobs, most):
+    """Where joblib's work goes: to processes here (loky also for one job: no run shares a process with a notebook), or
+    to a Dask cluster."""
+    address = os.environ.get("NORMLIB_CLUSTER")
+    if not address:
+        with joblib.parallel_config("loky"):
+            yield min(jobs or joblib.cpu_count(), most)
+        return
+    from distributed import Client
+
+    with Client(address, set_as_default=False) as client, joblib.parallel_config("dask", client=client):
+        yield -1
+
+
+def _train_and_keep(run, name):
+    """Train a run, in a worker, and keep it in the worker's cache, which on a cluster is not the caller's: so its
+    content comes back too."""
+    path = _cache_folder() / name
+    # Another build may be at the same run: then this one waits, and finds it kept.
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            step_file = path.with_suffix(".step")
+            try:
+                step_file.write_text("0")
+                _keep(path, training.train(run, lambda step: step_file.write_text(str(step))))
+            finally:
+                step_file.unlink(missing_ok=True)
+    return name, path.read_bytes()
+
+
+class _Progress:
+    """A progress bar over steps, fed by the small files that the workers leave in the cache."""
+
+    def __init__(self, runs, step_files, description):
+        self._lengths = dict(zip(step_files, (run.steps for run in runs), strict=True))
+        self._bar = tqdm(total=sum(self._lengths.values()), desc=description, unit="step", mininterval=1.0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self):
+        while not self._stop.wait(1.0):
+            self._update()
+
+    def _update(self):
+        done = finished = 0
+        for step_file, length in self._lengths.items():
+            if step_file.with_suffix(".run").exists():
+                done, finished = done + length, finished + 1
+            elif step_file.exists():
+                done += int(step_file.read_text() or 0)
+        self._bar.set_postfix_str(f"{finished} of {len(self._lengths)} runs", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        self._update()
+        self._bar.close()
+
+
+def _cache_folder():
+    folder = pathlib.Path(os.environ.get("NORMLIB_CACHE") or pathlib.Path.home() / ".cache" / "normlib")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _key(run):
+    """SHA-256 of all that decides a run's result: its description, the code, the data, the versions."""
+    sources = [normlib, network, training]
+    if run.norm and not run.norm.startswith(("normlib:", "keras.", "tensorflow_probability.")):
+        sources.append(sys.modules[network.resolve(run.norm).__module__])
+    decisive = [
+        dataclasses.asdict(run),
+        [inspect.getsource(module) for module in sources],
+        training.load(run.dataset, run.sample).digest,
+        training.versions(),
+    ]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _keep(path, history):
+    """Write a history as plain arrays behind their checksum, whole or not at all."""
+    fields = {f.name: getattr(history, f.name) for f in dataclasses.fields(history)}
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    for group in ("trace", "weights"):
+        arrays |= {f"{group}:{name}": value for name, value in fields.pop(group).items()}
+    rest = {n: v for n, v in fields.items() if n not in arrays} | {"run": dataclasses.asdict(history.run)}
+    payload = io.BytesIO()
+    np.savez_compressed(payload, description=np.frombuffer(json.dumps(rest).encode(), "uint8"), **arrays)
+    _write(path, hashlib.sha256(payload.getvalue()).digest() + payload.getvalue())
+
+
+def _write(path, content):
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
+
+
+def _restore(path, run):
+    """Read a kept history; None if there is none, or if it was damaged."""
+    if not path.exists():
+        return None
+    stored = path.read_bytes()
+    if hashlib.sha256(stored[32:]).digest() != stored[:32]:
+        path.unlink(missing_ok=True)
+        tqdm.write(f"A kept run was damaged and is trained again: {path.name}", file=sys.stderr)
+        return None
+    with np.load(io.BytesIO(stored[32:]), allow_pickle=False) as arrays:
+        fields = json.loads(arrays["description"].tobytes()) | {"run": run, "trace": {}, "weights": {}}
+        for name in arrays.files:
+            group, _, key = name.partition(":")
+            if key:
+                fields[group][key] = arrays[name]
+            elif name != "description":
+                fields[name] = arrays[name]
+    os.utime(path)  # it was used: see _evict
+    return training.History(**fields)
+
+
+def _evict(cache, keep):
+    """Remove the kept runs that were used longest ago, beyond the limit, but for those of now."""
+    files = sorted(cache.glob("*.run"), key=lambda path: path.stat().st_mtime)
+    excess = sum(path.stat().st_size for path in files) - LIMIT
+    for path in files:
+        if excess > 0 and path not in keep:
+            excess -= path.stat().st_size
+            path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)

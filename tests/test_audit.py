@@ -1,0 +1,47 @@
+"""The audit of published runs: it agrees with what is so, and notices what is not."""
+
+import json
+
+import pytest
+
+from study import audit, network, training
+
+SHORT = training.Run(sample=True, steps=3, evaluate_every=3)
+
+
+@pytest.fixture(scope="module")
+def row():
+    return training.train(training.Run(**vars(SHORT) | network.METHODS["LN"])).row()
+
+
+def results(tmp_path, row):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"runs": [row, row]}))
+    return path
+
+
+def test_a_published_run_is_read_back(tmp_path, row):
+    ((run, read),) = audit.published(results(tmp_path, row))
+    assert run == training.Run(**vars(SHORT) | network.METHODS["LN"])
+    assert read == row
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "verdict"),
+    [
+        ({}, 0, audit.SAME),
+        ({"weights_hash": "0"}, 0, audit.CLOSE),
+        ({"weights_hash": "0", "final_accuracy": 0.99}, 1, audit.OTHER),
+    ],
+)
+def test_an_audit_tells_the_same_from_the_other(change, code, verdict, tmp_path, row, capsys):
+    with pytest.raises(SystemExit) as left:
+        audit.main([str(results(tmp_path, row | change)), "--jobs", "1"])
+    assert left.value.code == code
+    assert capsys.readouterr().out.rstrip().endswith(verdict)
+
+
+def test_an_audit_of_nothing_is_refused(tmp_path):
+    with pytest.raises(SystemExit) as left:
+        audit.main([str(tmp_path / "none.json")])
+    assert left.value.code == 2
