@@ -8,7 +8,7 @@ BIN     := .venv/bin
 PIP     := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint bench audit lab lock clean
+.PHONY: help report test lint bench audit publish lab lock clean
 
 help:    ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ bench: .venv/.installed  ## time layers and training against Keras's, in turns; 
 
 audit: .venv/.installed  ## train five published runs anew, and say whether they agree
 	@$(BIN)/python -m study.audit report/published/results.json --jobs $(JOBS)
+
+publish: .venv/.installed  ## copy the built report to report/published, and its findings to the README
+	@$(BIN)/python report/publish.py
 
 lab: .venv/.installed  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks/01_batch_normalization.ipynb

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import pathlib
 import re
@@ -17,6 +18,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+import publish
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -128,7 +131,9 @@ def test_what_is_imported_is_declared(path):
         declared.add("torch")  # a peer to be measured against where it is installed
     of_module = importlib.metadata.packages_distributions()
     modules = (
-        {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"references", "build"}
+        {name.split(".")[0] for name in imports(path)}
+        - sys.stdlib_module_names
+        - {"references", "build", "publish"}
     )
     for module in modules:
         assert declared & set(map(canonicalize_name, of_module.get(module, [module]))), module
@@ -160,6 +165,14 @@ def test_the_files_that_make_calls_exist():
     called = re.findall(r"[\w/]+\.(?:py|ipynb|txt|toml)\b", (ROOT / "Makefile").read_text())
     assert called
     assert [name for name in called if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_says_what_the_published_report_found():
+    readme = (ROOT / "README.md").read_text()
+    results = json.loads((ROOT / "report" / "published" / "results.json").read_text())
+    assert publish.with_findings(readme, results) == readme
+    other = results | {"sentences": {key: "Otherwise." for key in results["sentences"]}}
+    assert publish.with_findings(readme, other) != readme
 
 
 def test_the_version_is_the_same_everywhere():

@@ -159,9 +159,11 @@ def attribution_sentence(method, drifts):
     for name, size in sizes.items():
         present.number(f"{method.lower()}.drift.{_key(name)}", size, unit="parameter", seeds=1)
     listed = "; ".join(f"{name} {scientific(size)}" for name, size in sizes.items())
+    alone = [name for name in sizes if " and " not in name and not name.startswith("neither")]
+    shares = " and ".join(f"{name} {100 * sizes[name] / sizes[BOTH_FAULTS]:.0f} %" for name in alone)
     return (
         f"The drift of {method}'s parameters: {attribution_message(drifts)} Largest difference after {last} steps, by "
-        f"fault: {listed}."
+        f"fault: {listed}. Of what both faults make together, {shares} come of one alone."
     )
 
 

@@ -1,0 +1,49 @@
+"""Publish the built report: copy it to report/published/, its main figure too, and say in the README what it found."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import nbformat
+
+HERE = pathlib.Path(__file__).parent
+BUILT, PUBLISHED, README = HERE / "build", HERE / "published", HERE.parent / "README.md"
+FRONT = "fig-comparison"
+FOUND = ("comparison.answer", "bn.same", "ln.same", "wn.same", "bn.drift", "ln.reason", "mechanisms.second")
+
+
+def main():
+    """Copy, and rewrite the README between its marks."""
+    PUBLISHED.mkdir(exist_ok=True)
+    for name in ("report.html", "report.pdf", "results.json"):
+        shutil.copy(BUILT / name, PUBLISHED)
+    (PUBLISHED / "front.svg").write_text(front(BUILT / "notebooks"))
+    README.write_text(with_findings(README.read_text(), json.loads((PUBLISHED / "results.json").read_text())))
+
+
+def front(notebooks):
+    """The SVG of the report's main figure."""
+    for path in sorted(notebooks.glob("*.ipynb")):
+        for cell in nbformat.read(path, nbformat.NO_CONVERT).cells:
+            for output in cell.get("outputs", []):
+                if output.get("metadata", {}).get("study", {}).get("label") == FRONT:
+                    return "".join(output["data"]["image/svg+xml"])
+    raise SystemExit(f"Expected a build with the figure {FRONT}. Received: {notebooks}")
+
+
+def with_findings(readme, results):
+    """The README with the sentences of these results, and the time they took, in their places."""
+    about = results["provenance"]
+    minutes = about["seconds"]["all"] / 60
+    lines = [f"* {re.split('[.;] ', results['sentences'][key])[0].rstrip('.')}." for key in FOUND]
+    lines.append(
+        f"\nThe `{about['profile']}` profile of {about['date'][:10]}, trained and written in {minutes:.0f} minutes on "
+        f"{about['machine']['cores']} cores."
+    )
+    block = "<!-- found -->\n" + "\n".join(lines) + "\n<!-- /found -->"
+    return re.sub("<!-- found -->.*<!-- /found -->", lambda _: block, readme, flags=re.S)
+
+
+if __name__ == "__main__":
+    main()
