@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from study import laws, present, statistics
-from study.findings import compare, points, scientific, signed
+from study.findings import compare, points, scientific, signed, when_sentence
 
 
 def literature(
@@ -234,13 +234,13 @@ def literature_message(table):
     return f"Of {len(table)} claims: {told}."
 
 
-def questions(facts, shares, statistics_frame, conserved, sweep, curves, laws_held):
+def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curves, laws_held):
     """What people ask about normalization, each answered by a computed sentence and the place that shows it.
 
     Args:
         facts, shares, statistics_frame, conserved: of `mechanisms.small_facts`, `epsilon_share`, `moving_statistics`
             and `conservation` of BN.
-        sweep: of `tuning.sweep`.
+        sweep, by_batch: of `tuning.sweep` and `batch_sizes`.
         curves: dict method -> list of History.
         laws_held: whether all exact facts hold.
 
@@ -352,9 +352,8 @@ def questions(facts, shares, statistics_frame, conserved, sweep, curves, laws_he
     )
     ask(
         "When is LN better than BN?",
-        "Where the batch must not matter: an image's output depends on the others under BN alone. Here, each at its "
-        f"best rate, LN ends {beside('LN', 'BN')} points beside BN.",
-        "[Table](#tbl-methods-measured)",
+        f"{when_sentence(by_batch)} Each at its best rate, LN ends {beside('LN', 'BN')} points beside BN.",
+        "[Figure](#fig-batch)",
     )
     ask(
         "What does it cost?",

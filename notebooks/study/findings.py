@@ -488,6 +488,26 @@ def batch_message(frame):
     return f"Points of accuracy lost between a method's best batch size and two images: {told}."
 
 
+def when_sentence(frame):
+    """When LN is better than BN: the sizes of batches at which one is ahead by more than a point."""
+    accuracy = frame.pivot(index="size", columns="method", values="accuracy")
+    ahead = {"LN": [], "BN": []}
+    for place, suffix in (("behind the convolution", ""), ("behind the dense layer", ", dense")):
+        for size, gap in (accuracy["LN" + suffix] - accuracy["BN" + suffix]).items():
+            if abs(gap) > 0.01:
+                ahead["LN" if gap > 0 else "BN"].append(
+                    f"{size} images {place} ({100 * abs(gap):.1f} points)"
+                )
+    told = [
+        f"{method} is better than {other} by more than a point with batches of {_list(ahead[method]) or 'no size'}"
+        for method, other in (("LN", "BN"), ("BN", "LN"))
+    ]
+    return (
+        f"{'. '.join(told)}. An image's statistics under LN are its own; under BN they are the batch's, and behind a "
+        "dense layer a batch has one value for each image."
+    )
+
+
 # What the figures of 2019 showed, on MNIST, read off them: after 100 steps and after 2,750.
 IN_2019 = {"none": (0.73, 0.952), "BN": (0.843, 0.968), "LN": (0.842, 0.965), "WN": (0.673, 0.965)}
 TENSORFLOWS_LN_IN_2019 = 0.947
