@@ -100,7 +100,7 @@ def test_a_layer_that_crashes_is_reported(monkeypatch):
 
 
 def test_the_command_line(capsys, monkeypatch, tmp_path):
-    apart = {"float64": 0.0, "float32": 0.0, "twin": 1.0, "steps": 3}
+    apart = {"float64": 0.0, "float32": 0.0, "twin": 1.0, "rounding": 1.0, "steps": 3}
     monkeypatch.setattr(equivalence, "paired_training", lambda *_: apart)
     file = tmp_path / "certificate.json"
     assert equivalence.main(["normlib:BatchNormalization", "--set", "epsilon=0.01", "--json", str(file)]) == 0

@@ -214,7 +214,8 @@ def paired_training(base, candidate, reference, jobs=0, steps=500, twins=2):
 
     Returns:
         dict with `float64` and `float32`, the largest difference of a weight between candidate and reference, `twin`,
-        the largest between the reference and any of its twins in float32, and `steps`.
+        the largest between the reference and any of its twins in float32, `rounding`, that between the reference in
+        float32 and in float64, and `steps`.
     """
     steps = min(steps, base.steps)
     own, theirs = (
@@ -228,6 +229,7 @@ def paired_training(base, candidate, reference, jobs=0, steps=500, twins=2):
         "float64": largest_weight_difference(*(found[run] for run in exact)),
         "float32": largest_weight_difference(found[own], found[theirs]),
         "twin": max(largest_weight_difference(found[run], found[theirs]) for run in moved),
+        "rounding": largest_weight_difference(found[theirs], found[exact[1]]),
         "steps": steps,
     }
 

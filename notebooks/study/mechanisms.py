@@ -293,8 +293,8 @@ def landscape(
                     {
                         "method": method,
                         "step": step,
-                        "lowest": min(losses),
-                        "highest": max(losses),
+                        "lowest": np.min(losses),  # nan where one is
+                        "highest": np.max(losses),
                         "change": change,
                     }
                 )
