@@ -317,6 +317,10 @@ def compose(notebooks, executed, results, folder):
         "\n\n".join(parts), extra_args=["--columns=200"], standalone=True, pandoc_path=PANDOC
     )
     number(document, [n.stem for n in notebooks])
+    made = results["provenance"]
+    document.metadata["built"] = (
+        f"{made['date'][:10]}, profile {made['profile']}, commit {made['commit'][:7]}"
+    )
     return document
 
 
@@ -438,7 +442,9 @@ def _pipe_table(record):
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in [record["columns"], *record["rows"]]]
     columns = list(zip(*rows, strict=True))
     numeric = [all(re.fullmatch(r"[+\-−]?[\d.,e+\-]*", cell) for cell in column[1:]) for column in columns]
-    widths = [max(6, min(44, max(map(len, column)))) for column in columns]
+    links = r"\]\(#[^)]*\)"  # of which no more is seen than a number
+    shown = [[re.sub(links, 9 * " ", cell) for cell in column] for column in columns]
+    widths = [max(6, min(60, max(map(len, column)))) for column in shown]
     rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
     lines = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
     return "\n".join(lines) + f"\n\n: {record['caption']} {{#{record['label']}}}"
@@ -646,10 +652,11 @@ def write_pdf(document, folder):
         if isinstance(element, pf.Div) and {"lead", "banner"} & set(element.classes):
             start = pf.RawBlock(f"#{element.classes[0]}[", format="typst")
             return [start, *element.content, pf.RawBlock("]", format="typst")]
-        rows = sum(len(body.content) for body in element.content) if isinstance(element, pf.Table) else 0
-        whole = 0 < rows <= WHOLE and element.identifier != "tbl-provenance"
-        if isinstance(element, pf.Figure) or whole:  # it floats to the top or the foot of a page
+        if isinstance(element, pf.Figure):  # it floats to the top or the foot of a page
             start = pf.RawBlock("#[#set figure(placement: auto)", format="typst")
+            return [start, element, pf.RawBlock("]", format="typst")]
+        if isinstance(element, pf.Table) and sum(len(body.content) for body in element.content) <= WHOLE:
+            start = pf.RawBlock("#[#show figure: set block(breakable: false)", format="typst")
             return [start, element, pf.RawBlock("]", format="typst")]
         if isinstance(element, pf.Image):
             alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
@@ -666,7 +673,9 @@ def write_pdf(document, folder):
         return None
 
     source = folder / "report.typ"
-    source.write_text(_pandoc(_json(document, adapt), "--to=typst", f"--template={HERE / 'template.typ'}"))
+    source.write_text(
+        _pandoc(_json(document, adapt), "--to=typst", "--wrap=none", f"--template={HERE / 'template.typ'}")
+    )
     try:
         typst.compile(
             str(source),
@@ -679,7 +688,7 @@ def write_pdf(document, folder):
         raise BuildError(f"Typst: {error}") from error
 
 
-FULL_WIDTH = 7.6 * 72  # points of a figure as wide as the text
+FULL_WIDTH = 8.0 * 72  # points of a figure as wide as the text
 WHOLE = 14  # rows of a table that stays on one page; longer ones break
 
 
