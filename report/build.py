@@ -8,9 +8,12 @@ Exit codes: 0 built; 1 a notebook failed, or the report could not be put togethe
 
 import argparse
 import ast
+import base64
 import collections
+import csv
 import datetime
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -314,6 +317,10 @@ def compose(notebooks, executed, results, folder):
         "\n\n".join(parts), extra_args=["--columns=200"], standalone=True, pandoc_path=PANDOC
     )
     number(document, [n.stem for n in notebooks])
+    made = results["provenance"]
+    document.metadata["built"] = (
+        f"{made['date'][:10]}, profile {made['profile']}, commit {made['commit'][:7]}"
+    )
     return document
 
 
@@ -328,7 +335,7 @@ def front_matter(results, body):
 
     def fill(match):
         text = results["sentences"].get(match[1], "*(not computed in this build)*")
-        return re.split(r"[.;] ", text)[0].rstrip(".") + "." if match[2] else text
+        return _beginning(text) if match[2] else text
 
     text = re.sub(r"\{((?:\w+\.)+\w+)(:brief)?\}", fill, (HERE / "front_matter.md").read_text())
     text = re.sub(r" \(\[\w+\]\((?:#([\w-]+)|([\w-]+)\.ipynb)\)\)", link, text)
@@ -345,6 +352,11 @@ def front_matter(results, body):
     banner = "::: {.banner}\n" + " ".join(banners) + "\n:::\n\n" if banners else ""
     head, marker, rest = text.partition("<!-- banner -->")
     return head + banner + rest if marker else banner + text
+
+
+def _beginning(text):
+    """The first sentence, or what comes before its semicolon."""
+    return re.split(r"[.;] ", text)[0].rstrip(".") + "."
 
 
 VERDICT_TABLES = {
@@ -378,18 +390,27 @@ def verdict_summary(verdicts):
 
 
 def cells(path, notebook, media):
-    """A notebook's cells as pandoc's Markdown."""
+    """A notebook's cells as pandoc's Markdown; below its heading what it comes to."""
+    heading = rf"# \1 {{#sec-{path.stem}}}\n\n" + _lead(notebook).replace("\\", r"\\")
     for cell in notebook.cells:
         if HIDDEN_TAGS & set(cell.metadata.get("tags", [])):
             continue
         if cell.cell_type == "markdown":
-            yield re.sub(r"^# (.*)$", rf"# \1 {{#sec-{path.stem}}}", cell.source, flags=re.M)
+            yield re.sub(r"^# (.*)$", heading, cell.source, flags=re.M)
             continue
         outputs = [shown for output in cell.outputs if (shown := _output(output, media))]
-        only_source = outputs and all(o.startswith("```") for o in outputs)
+        only_source = outputs and all("```" in o for o in outputs)
         if cell.source.strip() and not only_source:
             yield f"::: {{.code-cell}}\n{_fence(cell.source, 'python')}\n:::"
         yield from outputs
+
+
+def _lead(notebook):
+    """The beginnings of the sentences that a notebook ends with, behind its last heading."""
+    headings = [n for n, cell in enumerate(notebook.cells) if re.search(r"^## ", cell.source, flags=re.M)]
+    ending = nbformat.v4.new_notebook(cells=notebook.cells[headings[-1] :] if headings else notebook.cells)
+    told = [_beginning(r["text"]) for r in records([ending]) if r["kind"] == "state" and r["key"]]
+    return f"::: {{.lead}}\n**In short:** {' '.join(told)}\n:::\n" if told else ""
 
 
 def _output(output, media):
@@ -398,6 +419,8 @@ def _output(output, media):
     if kind == "figure":
         name = f"{record['label']}.svg"
         (media / name).write_text("".join(output.data["image/svg+xml"]))
+        if "data" in record:
+            (media / f"{record['label']}.csv").write_text(record["data"])
         alt = record["alt"].replace("**", "").replace('"', "'")
         return f'![{record["caption"]}]({media / name}){{#{record["label"]} alt="{alt}"}}'
     if kind == "table":
@@ -405,7 +428,7 @@ def _output(output, media):
     if kind == "state":
         return record["text"]
     if kind == "source":
-        return _fence(record["code"], "python")
+        return f'::: {{.source name="{record["name"]}"}}\n{_fence(record["code"], "python")}\n:::'
     if output.output_type == "stream" and output.name == "stdout":
         return _fence("".join(output.text).rstrip(), "text")
     return None
@@ -419,7 +442,9 @@ def _pipe_table(record):
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in [record["columns"], *record["rows"]]]
     columns = list(zip(*rows, strict=True))
     numeric = [all(re.fullmatch(r"[+\-−]?[\d.,e+\-]*", cell) for cell in column[1:]) for column in columns]
-    widths = [max(6, min(44, max(map(len, column)))) for column in columns]
+    links = r"\]\(#[^)]*\)"  # of which no more is seen than a number
+    shown = [[re.sub(links, 9 * " ", cell) for cell in column] for column in columns]
+    widths = [max(6, min(60, max(map(len, column)))) for column in shown]
     rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
     lines = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
     return "\n".join(lines) + f"\n\n: {record['caption']} {{#{record['label']}}}"
@@ -466,12 +491,12 @@ def number(document, stems):
             caption(element, "Figure")
         elif isinstance(element, pf.Table):
             caption(element, "Table")
-        elif isinstance(element, pf.Math) and (found := re.search(r"\\label\{([\w-]+)\}", element.text)):
-            element.text = element.text.replace(found[0], "").strip()
-            place = count("Equation", found[1])
-            return pf.Span(
-                element, identifier=found[1], classes=["equation"], attributes={"number": str(place)}
-            )
+        elif isinstance(element, pf.Math) and element.format == "DisplayMath":
+            label, attributes = "", {}
+            if found := re.search(r"\\label\{([\w-]+)\}", element.text):
+                label, element.text = found[1], element.text.replace(found[0], "").strip()
+                attributes = {"number": str(count("Equation", label))}
+            return pf.Span(element, identifier=label, classes=["equation"], attributes=attributes)
         return None
 
     def second(element, doc):
@@ -501,16 +526,36 @@ def write_html(document, folder):
     """One file that asks nothing of any network."""
 
     def adapt(element, doc):
-        if isinstance(element, pf.Div) and "code-cell" in element.classes:
-            fold = '<details class="code"><summary>Code</summary>'
-            return [
-                pf.RawBlock(fold, format="html"),
-                *element.content,
-                pf.RawBlock("</details>", format="html"),
-            ]
-        if isinstance(element, pf.Span) and "equation" in element.classes:
-            label = pf.Span(pf.Str(f"({element.attributes.pop('number')})"), classes=["equation-number"])
-            element.content = [*element.content, label]
+        if isinstance(element, pf.Div) and {"code-cell", "source"} & set(element.classes):
+            lines = element.content[0].text.count("\n") + 1
+            if name := element.attributes.get("name"):
+                start = 'class="code" open' if lines <= SHORT else 'class="code"'
+                return _folded(f"Source of <code>{name}</code>, {lines} lines", element.content, start)
+            return _folded("Code of this step", element.content, 'class="code step"')
+        if isinstance(element, pf.CodeBlock):
+            element.attributes["tabindex"] = "0"
+        elif isinstance(element, pf.Span) and "equation" in element.classes:
+            place = element.attributes.pop("number", "")
+            element.attributes |= {
+                "tabindex": "0",
+                "role": "group",
+                "aria-label": f"Equation {place}".strip(),
+            }
+            label = [pf.Span(pf.Str(f"({place})"), classes=["equation-number"])] if place else []
+            element.content = [*element.content, *label]
+        elif isinstance(element, pf.Image):
+            drawn = pathlib.Path(element.url)
+            element.url = str(drawn.with_suffix(".page.svg"))
+            element.attributes["style"] = f"min-width: {_points(drawn):.0f}px"  # three quarters, on a phone
+            pathlib.Path(element.url).write_text(_for_both_schemes(drawn.read_text()))
+        elif isinstance(element, pf.Figure):
+            data = folder / "media" / f"{element.identifier}.csv"
+            if data.exists():
+                element.caption.content[-1].content += _download(element, data.read_text())
+            group = {"tabindex": "0", "role": "group", "aria-label": _told(element)}
+            element.content = [pf.Div(*element.content, classes=["scroll"], attributes=group)]
+        elif isinstance(element, pf.Table):
+            return _html_table(element)
         return None
 
     _pandoc(
@@ -529,6 +574,74 @@ def write_html(document, folder):
     )
 
 
+SHORT = 20  # lines of source that need no folding
+LONG = 8  # rows of verdicts above which a table is folded
+
+
+def _folded(summary, blocks, attributes=""):
+    start = f"<details {attributes}><summary>{summary}</summary>"
+    return [pf.RawBlock(start, format="html"), *blocks, pf.RawBlock("</details>", format="html")]
+
+
+def _told(element):
+    """The number of a figure or a table, in words."""
+    return pf.stringify(element.caption.content[0].content[0]).rstrip(".")
+
+
+def _points(drawn):
+    """How wide an SVG is."""
+    return float(re.search(r'<svg[^>]*? width="([\d.]+)pt"', drawn.read_text())[1])
+
+
+def _download(element, text):
+    """A link that holds the data of a figure or a table."""
+    address = "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode()
+    name = f'class="data" download="{element.identifier}.csv" aria-label="Data (CSV) of {_told(element)}"'
+    return [pf.Space(), pf.RawInline(f'<a {name} href="{address}">Data (CSV)</a>', format="html")]
+
+
+def _html_table(table):
+    """A table in a box of its own that scrolls, below its caption; long ones of verdicts are folded."""
+    rows = [*table.head.content, *(row for body in table.content for row in body.content)]
+    cells = [[pf.stringify(cell).strip() for cell in row.content] for row in rows]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    ranked = "verdict" in cells[0] or any(align == "AlignRight" for align, _ in table.colspec)
+    if len(cells) > 4 and ranked:
+        table.classes.append("sortable")
+    caption = f"{table.identifier}-caption"
+    start = f'<figure class="table" id="{table.identifier}"><figcaption id="{caption}">'
+    told = [*table.caption.content[0].content, *_download(table, text.getvalue())]
+    longest = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    width = sum(min(length, 24) * 0.5 + 1.6 for length in longest)  # narrower, words would stand in columns
+    table.attributes |= {"style": f"min-width: {min(width, 44):.0f}rem", "aria-labelledby": caption}
+    table.identifier, table.caption = "", pf.Caption()
+    box = f'<div class="scroll" tabindex="0" role="group" aria-labelledby="{caption}">'
+    content = [pf.RawBlock(box, format="html"), table, pf.RawBlock("</div>", format="html")]
+    if "verdict" in cells[0] and len(cells) > LONG:
+        content = _folded(f"All {len(cells) - 1} rows", content)
+    head = [pf.RawBlock(start, format="html"), pf.Plain(*told), pf.RawBlock("</figcaption>", format="html")]
+    return [*head, *content, pf.RawBlock("</figure>", format="html")]
+
+
+def _for_both_schemes(svg):
+    """A figure that is drawn in light ink where the page is dark: greys are turned round, colours mixed with white."""
+    rules = [
+        "svg { fill: #dde3ea } [id^=on-image] { fill: #000 }",
+        '[id^=patch] > [style*="fill: #ffffff"] { fill: none !important }',
+    ]
+    for what, colour in sorted(
+        set(re.findall(r"(fill|stroke): (#[0-9a-f]{6})", svg)) - {("fill", "#ffffff")}
+    ):
+        parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        grey = f"rgb({' '.join(3 * [str(round(225 - 0.75 * parts[0]))])})"
+        light = grey if len(set(parts)) == 1 else f"color-mix(in srgb, {colour} 65%, white)"
+        selector = f'[style*="{what}: {colour}"]:not([id^=on-image] *)'
+        rules.append(f"{selector} {{ {what}: {light} !important }}")
+    style = f"<style>@media screen and (prefers-color-scheme: dark) {{ {' '.join(rules)} }}</style>"
+    return svg.replace("</svg>", f"{style}</svg>")
+
+
 def write_pdf(document, folder):
     """A tagged PDF (PDF/UA-1) by Typst. pandoc would drop alternative texts, so images and formulas are raw."""
     formulas = _typst_formulas(document)
@@ -536,10 +649,20 @@ def write_pdf(document, folder):
     def adapt(element, doc):
         if isinstance(element, pf.Div) and "code-cell" in element.classes:
             return []
+        if isinstance(element, pf.Div) and {"lead", "banner"} & set(element.classes):
+            start = pf.RawBlock(f"#{element.classes[0]}[", format="typst")
+            return [start, *element.content, pf.RawBlock("]", format="typst")]
+        if isinstance(element, pf.Figure):  # it floats to the top or the foot of a page
+            start = pf.RawBlock("#[#set figure(placement: auto)", format="typst")
+            return [start, element, pf.RawBlock("]", format="typst")]
+        if isinstance(element, pf.Table) and sum(len(body.content) for body in element.content) <= WHOLE:
+            start = pf.RawBlock("#[#show figure: set block(breakable: false)", format="typst")
+            return [start, element, pf.RawBlock("]", format="typst")]
         if isinstance(element, pf.Image):
             alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
-            name = pathlib.Path(element.url).name
-            return pf.RawInline(f'#image("media/{name}", alt: {alt}, width: 82%)', format="typst")
+            drawn = pathlib.Path(element.url)
+            width = min(100, round(_points(drawn) / FULL_WIDTH * 100))
+            return pf.RawInline(f'#image("media/{drawn.name}", alt: {alt}, width: {width}%)', format="typst")
         if isinstance(element, pf.Math):
             block = "true" if element.format == "DisplayMath" else "false"
             place = getattr(element.parent, "attributes", {}).get("number")
@@ -550,7 +673,9 @@ def write_pdf(document, folder):
         return None
 
     source = folder / "report.typ"
-    source.write_text(_pandoc(_json(document, adapt), "--to=typst", f"--template={HERE / 'template.typ'}"))
+    source.write_text(
+        _pandoc(_json(document, adapt), "--to=typst", "--wrap=none", f"--template={HERE / 'template.typ'}")
+    )
     try:
         typst.compile(
             str(source),
@@ -561,6 +686,10 @@ def write_pdf(document, folder):
         )
     except typst.TypstError as error:
         raise BuildError(f"Typst: {error}") from error
+
+
+FULL_WIDTH = 8.0 * 72  # points of a figure as wide as the text
+WHOLE = 14  # rows of a table that stays on one page; longer ones break
 
 
 def _typst_formulas(document):
@@ -584,8 +713,6 @@ def _json(document, adapt=None):
 
 
 def _stream(document):
-    import io
-
     stream = io.StringIO()
     pf.dump(document, stream)
     stream.seek(0)

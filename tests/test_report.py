@@ -1,14 +1,19 @@
 """The report: built whole from notebooks, or not at all and with the reason named."""
 
+import base64
 import json
 import pathlib
 import re
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pypdf
 import pytest
+from matplotlib.colors import to_rgb
 
 import build
+from study import present
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -123,6 +128,39 @@ def test_the_pdf_has_pages_text_and_figures(toy):
     assert str(pdf.trailer["/Root"]["/Lang"]) == "en"
 
 
+def test_the_pdf_is_for_all_readers_and_brings_its_fonts(toy):
+    pdf = pypdf.PdfReader(toy / "report.pdf")
+    assert pdf.metadata.title == "Normalization layers, from scratch"
+    assert pdf.metadata.author == "The normlib authors"
+    assert b"<pdfuaid:part>1</pdfuaid:part>" in pdf.trailer["/Root"]["/Metadata"].get_data()
+    fonts = {str(font): font for page in pdf.pages for font in page["/Resources"]["/Font"].values()}
+    for font in fonts.values():
+        described = font["/DescendantFonts"][0]["/FontDescriptor"]
+        assert {"/FontFile2", "/FontFile3"} & set(described)
+
+
+def test_a_section_begins_with_its_answer(toy):
+    for text in (
+        (toy / "report.html").read_text(),
+        "".join(page.extract_text() for page in pypdf.PdfReader(toy / "report.pdf").pages),
+    ):
+        assert -1 < text.find("In short:") < text.find("A sentence")
+
+
+def offered(html):
+    """The data behind each figure and table of a page."""
+    links = re.findall(
+        r'download="([\w-]+)\.csv"[^>]*href="data:text/csv;charset=utf-8;base64,([^"]+)"', html
+    )
+    return {label: base64.b64decode(data).decode() for label, data in links}
+
+
+def test_the_page_holds_the_data_of_its_figures_and_tables(toy):
+    data = offered((toy / "report.html").read_text())
+    assert data["fig-toy"] == "series,x,y\n,1,0.25\n,2,0.5\n,3,0.75\n"
+    assert data["tbl-toy"] == "a|b,n\nx,1\ny,2\n"
+
+
 def test_results_hold_numbers_verdicts_and_provenance(toy):
     results = json.loads((toy / "results.json").read_text())
     assert results["numbers"]["toy.level"] == {
@@ -149,6 +187,49 @@ def test_a_second_build_is_the_same_to_the_byte_but_for_its_provenance(toy, tmp_
         return re.sub(r'<section id="sec-provenance".*?</section>', "", html, flags=re.S)
 
     assert without_provenance(again) == without_provenance(toy)
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_figure_draws_is_read_from_it():
+    figure, (points, bars) = plt.subplots(1, 2)
+    points.plot([-0.1, -0.1], [1.0, 3.0], "o")
+    points.errorbar(0.1, 2.0, [[0.5], [0.75]], capsize=4)
+    points.axhline(1.5)
+    points.set(xticks=[0], xticklabels=["BN"], ylabel="accuracy")
+    bars.barh([0, 1], [0.1, 0.2], label="float32")
+    bars.set(yticks=[0, 1], yticklabels=["one", "two"], title="drift")
+    assert present.drawn(figure).fillna("").values.tolist() == [
+        ["accuracy", "", "BN", 1.0],
+        ["accuracy", "", "BN", 3.0],
+        ["accuracy", "mean", "BN", 2.0],
+        ["accuracy", "interval, low", "BN", 1.5],
+        ["accuracy", "interval, high", "BN", 2.75],
+        ["drift", "float32", 0.1, "one"],
+        ["drift", "float32", 0.2, "two"],
+    ]
+    plt.close(figure)
+
+
+def test_faint_lines_are_runs_of_the_line_they_look_like():
+    figure, axes = plt.subplots()
+    look = present.style("BN")
+    axes.plot([0, 1], [[1.0, 2.0], [3.0, 4.0]], **look | {"lw": 0.8, "alpha": 0.3})
+    axes.plot([0, 1], [1.5, 3.5], label="BN", **look)
+    assert present.drawn(figure).series.tolist() == 4 * ["BN, one run"] + 2 * ["BN"]
+    plt.close(figure)
+
+
+def test_a_method_is_known_by_its_colour_and_by_its_line_alone():
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+    assert present.COLORS.keys() == present.LINES.keys()
+    assert len({str(line) for line in present.LINES.values()}) == len(present.LINES)
+    for method, colour in present.COLORS.items():
+        assert 1.05 / (luminance(colour) + 0.05) >= 3, method
 
 
 # --- what can go wrong ---------------------------------------------------------------------------------------------
@@ -246,6 +327,17 @@ def test_the_whole_report_is_built(report):
     pdf = pypdf.PdfReader(report / "report.pdf")
     assert len(pdf.pages) >= 12
     assert len(list((report / "notebooks").glob("0*.ipynb"))) == 5
+
+
+def test_every_figure_of_the_report_gives_its_data_and_tells_it(report):
+    html = (report / "report.html").read_text()
+    assert len(html) < 8e6
+    data = offered(html)
+    figures = re.findall(r'<figure id="(fig-[\w-]+)">.*?alt="([^"]*)"', html, flags=re.S)
+    assert len(figures) >= 12
+    for label, alt in figures:
+        assert data[label].count("\n") > 2, label
+        assert re.match(r"(Line chart|Bar chart|Colour map|Chart)\b.*\d", alt), label
 
 
 def test_own_and_tensorflows_layers_agree_in_the_report(report):

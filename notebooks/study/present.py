@@ -13,25 +13,30 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import display
+from matplotlib.category import StrCategoryFormatter
+from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 
-# One colour (Okabe and Ito's, safe for colour-blind readers) and one line style for each method, everywhere.
+# One colour and one line style for each method, everywhere. The colours are Okabe and Ito's, safe for colour-blind
+# readers; the pale ones are darkened to a contrast of 3 on white. No two methods share a line style, so that grey print
+# tells them apart.
 COLORS = {
     "none": "#595959",
     "BN": "#0072B2",
     "LN": "#D55E00",
     "WN": "#009E73",
-    "GN": "#CC79A7",
-    "IN": "#E69F00",
-    "RMS": "#56B4E9",
+    "GN": "#BF6496",
+    "IN": "#B87F00",
+    "RMS": "#3B93CB",
     "LN-C": "#8B3E00",
-    "affine": "#999999",
+    "affine": "#8F8F8F",
     "DyT": "#7F6000",
     "WN+MO": "#004D38",
     "input": "#5D3A9B",
     "first": "#A0522D",
     "noisy BN": "#004C7F",
-    "detached BN": "#5FA8D3",
-    "BN, dense": "#5FA8D3",
+    "detached BN": "#4A94C1",
+    "BN, dense": "#4A94C1",
 }
 LINES = {
     "none": (0, (1, 1)),
@@ -47,9 +52,9 @@ LINES = {
     "WN+MO": (0, (1, 1, 4, 1)),
     "input": (0, (5, 2)),
     "first": (0, (2, 1)),
-    "noisy BN": (0, (1, 1)),
+    "noisy BN": (0, (1, 1, 1, 3)),
     "detached BN": (0, (4, 1)),
-    "BN, dense": (0, (2, 1)),
+    "BN, dense": (0, (7, 1, 2, 1)),
 }
 
 _pending = {}  # records that wait for the next display
@@ -122,6 +127,112 @@ def runs(groups):
     _pending.setdefault("runs", []).extend(h.row() for histories in groups.values() for h in histories)
 
 
+# --- what a figure draws ---------------------------------------------------------------------------------------------
+
+
+def drawn(figure):
+    """What a figure draws: a row for each point of a line, each bar, each field of a map."""
+    panels = _panels(figure)
+    rows = [
+        {"panel": axes.get_title() or axes.get_ylabel()} | row for axes in panels for row in _points(axes)
+    ]
+    frame = pd.DataFrame(rows, columns=["panel", "series", "x", "y", "value"]).dropna(axis=1, how="all")
+    told = {axis: {getattr(axes, f"get_{axis}label")() for axes in panels} - {""} for axis in "xy"}
+    names = {axis: labels.pop() for axis, labels in told.items() if len(labels) == 1}
+    return frame.drop(columns="panel" if len(panels) == 1 else [], errors="ignore").rename(columns=names)
+
+
+def _panels(figure):
+    return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+
+
+def _points(axes):
+    """Series, x and y of all that one panel draws in its own coordinates."""
+    named = {(li.get_color(), str(li.get_linestyle())): li.get_label() for li in _labelled(axes)}
+    bars = [c for c in axes.containers if isinstance(c, BarContainer)]
+    errors = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
+    inside = {id(line) for c in errors for line in (c.lines[0], *c.lines[1])}
+    for line in axes.lines:
+        if id(line) in inside or line.get_transform() != axes.transData:  # a reference across the panel
+            continue
+        series = line.get_label()
+        if series.startswith("_"):
+            like = named.get((line.get_color(), str(line.get_linestyle())))
+            series = f"{like}, one run" if like else ""
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+            yield {"series": series, "x": _tick(axes.xaxis, x), "y": _tick(axes.yaxis, y)}
+    for container in errors:
+        (x,), (y,) = container.lines[0].get_data()
+        for (_, low), (_, high) in container.lines[2][0].get_segments():
+            for series, value in (("mean", y), ("interval, low", low), ("interval, high", high)):
+                yield {"series": series, "x": _tick(axes.xaxis, x), "y": value}
+    for container in bars:
+        for bar in container:
+            (x, y), (right, top) = bar.get_bbox().min, bar.get_bbox().max
+            if container.orientation == "horizontal":
+                x, y = right, _tick(axes.yaxis, (y + top) / 2)
+            else:
+                x, y = _tick(axes.xaxis, (x + right) / 2), top
+            series = container.get_label()
+            yield {"series": "" if series.startswith("_") else series, "x": x, "y": y}
+    for image in axes.images:
+        for (i, j), value in np.ndenumerate(np.ma.filled(image.get_array(), np.nan)):
+            yield {"x": _tick(axes.xaxis, j), "y": _tick(axes.yaxis, i), "value": value}
+
+
+def _labelled(axes):
+    return [line for line in axes.lines if not line.get_label().startswith("_")]
+
+
+def _tick(axis, value):
+    """The word at a place of an axis of words, or the place itself."""
+    form = axis.get_major_formatter()
+    if not isinstance(form, (FixedFormatter, FuncFormatter, StrCategoryFormatter)):
+        return value
+    places = np.asarray(axis.get_majorticklocs())
+    return form.format_ticks(places)[int(np.argmin(np.abs(places - value)))]
+
+
+def _kind(figure):
+    """What kind of chart it is, and of what."""
+    panels = _panels(figure)
+    axes = panels[0]
+    if axes.images:
+        kind = "Colour map"
+    elif any(isinstance(c, BarContainer) for c in axes.containers):
+        kind = "Bar chart"
+    else:
+        kind = "Line chart" if _labelled(axes) else "Chart"
+    told = f"{kind} of {axes.get_ylabel()}" if axes.get_ylabel() else kind
+    told += f" by {axes.get_xlabel()}" if axes.get_xlabel() and axes.get_ylabel() else ""
+    return told + (f", in {len(panels)} panels." if len(panels) > 1 else ".")
+
+
+def _told(frame):
+    """Each series in a few words: all places of an axis of words, else the two ends."""
+    if "value" in frame:
+        return f"Values from {frame['value'].min():.3g} to {frame['value'].max():.3g}."
+    if not len(frame):
+        return ""
+    shown = frame[~frame.series.str.contains("one run|interval")]
+    shown = shown[shown.series != ""] if any(shown.series != "") else shown
+    keys = [k for k in ("panel", "series") if k in frame]
+    x, y = [c for c in frame if c not in keys]
+    words = [c for c in (x, y) if shown[c].map(lambda value: isinstance(value, str)).all()]
+    place, height = (y, x) if words == [y] else (x, y)
+    parts = []
+    for names, rows in shown.groupby(keys, sort=False):
+        rows = rows if words else rows.iloc[[0, -1]]
+        ends = [f"{_brief(h)} at {_brief(at)}" for h, at in zip(rows[height], rows[place], strict=True)]
+        name = ", ".join(name for name in names if name)
+        parts.append((f"{name}: " if name else "") + (", " if words else " to ").join(ends))
+    return "; ".join(parts[:16]) + "."
+
+
+def _brief(value):
+    return value if isinstance(value, str) else f"{value:.3g}"
+
+
 # --- displays -------------------------------------------------------------------------------------------------------
 
 
@@ -134,19 +245,20 @@ def figure(figure, label, message, reading="", runs=None, data=None):
         message: one sentence, what the figure shows.
         reading: how to read it.
         runs: the Histories drawn, from which the seeds are told.
-        data: DataFrame of what is drawn, or None.
+        data: DataFrame of what is drawn. Default None: what `drawn` finds in the figure.
     """
+    points = drawn(figure)
+    alt = " ".join(part for part in (_kind(figure), message, reading, _told(points)) if part)
+    on_images = [text for axes in figure.axes if axes.images for text in axes.texts]
+    for place, text in enumerate(on_images):  # they keep their colour when the page is dark
+        text.set_gid(f"on-image-{place}")
     svg = io.StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     plt.close(figure)
     about = _seeds(runs) if runs else ""
     caption = " ".join(part for part in (f"**{message}**", reading, about) if part)
-    alt = " ".join(
-        part for part in ("Line chart." if "urve" in label else "Chart.", message, reading) if part
-    )
     record = {"kind": "figure", "label": label, "caption": caption, "alt": alt}
-    if data is not None:
-        record["data"] = data.to_csv(index=False)
+    record["data"] = (points if data is None else data).to_csv(index=False, float_format="%.7g")
     _show({"image/svg+xml": svg.getvalue(), "text/plain": alt}, record)
     _show({"text/markdown": caption}, {"kind": "caption"})
 
