@@ -217,7 +217,16 @@ def test_faint_lines_are_runs_of_the_line_they_look_like():
     look = present.style("BN")
     axes.plot([0, 1], [[1.0, 2.0], [3.0, 4.0]], **look | {"lw": 0.8, "alpha": 0.3})
     axes.plot([0, 1], [1.5, 3.5], label="BN", **look)
-    assert present.drawn(figure).series.tolist() == 4 * ["BN, one run"] + 2 * ["BN"]
+    assert present.drawn(figure).series.tolist() == 2 * ["BN, run 1"] + 2 * ["BN, run 2"] + 2 * ["BN"]
+    plt.close(figure)
+
+
+def test_of_a_long_line_a_few_hundred_points_are_given():
+    figure, axes = plt.subplots()
+    axes.plot(np.arange(100_000))
+    drawn = present.drawn(figure)
+    assert len(drawn) == 300
+    assert drawn.iloc[[0, -1]]["y"].tolist() == [0, 99_999]
     plt.close(figure)
 
 

@@ -4,6 +4,7 @@ Each display carries, under the key "study" of its metadata, all that the report
 therefore enough to build the report from.
 """
 
+import collections
 import inspect
 import io
 import pathlib
@@ -131,7 +132,7 @@ def runs(groups):
 
 
 def drawn(figure):
-    """What a figure draws: a row for each point of a line, each bar, each field of a map."""
+    """What a figure draws: a row for each point of a line (of a long one, 300), each bar, each field of a map."""
     panels = _panels(figure)
     rows = [
         {"panel": axes.get_title() or axes.get_ylabel()} | row for axes in panels for row in _points(axes)
@@ -151,6 +152,7 @@ def _points(axes):
     named = {(li.get_color(), str(li.get_linestyle())): li.get_label() for li in _labelled(axes)}
     bars = [c for c in axes.containers if isinstance(c, BarContainer)]
     errors = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
+    runs = collections.Counter()
     inside = {id(line) for c in errors for line in (c.lines[0], *c.lines[1])}
     for line in axes.lines:
         if id(line) in inside or line.get_transform() != axes.transData:  # a reference across the panel
@@ -158,8 +160,10 @@ def _points(axes):
         series = line.get_label()
         if series.startswith("_"):
             like = named.get((line.get_color(), str(line.get_linestyle())))
-            series = f"{like}, one run" if like else ""
-        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+            runs[like] += 1
+            series = f"{like}, run {runs[like]}" if like else ""
+        points = np.column_stack(line.get_data())
+        for x, y in points[np.unique(np.linspace(0, len(points) - 1, 300, dtype=int))]:
             yield {"series": series, "x": _tick(axes.xaxis, x), "y": _tick(axes.yaxis, y)}
     for container in errors:
         (x,), (y,) = container.lines[0].get_data()
@@ -214,7 +218,7 @@ def _told(frame):
         return f"Values from {frame['value'].min():.3g} to {frame['value'].max():.3g}."
     if not len(frame):
         return ""
-    shown = frame[~frame.series.str.contains("one run|interval")]
+    shown = frame[~frame.series.str.contains(r", run \d+$|^interval")]
     shown = shown[shown.series != ""] if any(shown.series != "") else shown
     keys = [k for k in ("panel", "series") if k in frame]
     x, y = [c for c in frame if c not in keys]
