@@ -1,15 +1,16 @@
 """Build the report: run the notebooks, put them together, number and link, write one HTML and one PDF.
 
-    python report/build.py [--profile P] [--jobs N] [--data-dir D] [--set NAME=VALUE] [--only 02] [--open]
+    python report/build.py [--profile P] [--jobs N] [--cluster A] [--data-dir D] [--set NAME=VALUE] [--only 02] [--open]
 
 Exit codes: 0 built; 1 a notebook failed, or the report could not be put together; 2 wrong arguments; 3 data missing;
-130 interrupted. Whatever happens, the last good report stays until a new one is whole.
+130 interrupted, 143 terminated. Whatever happens, the last good report stays until a new one is whole.
 """
 
 import argparse
 import ast
 import base64
 import collections
+import contextlib
 import csv
 import datetime
 import importlib.metadata
@@ -20,6 +21,7 @@ import pathlib
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ import panflute as pf
 import papermill
 import pypandoc
 import typst
+from filelock import FileLock, Timeout
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -86,6 +89,11 @@ def parse(arguments=None):
     parser.add_argument(
         "--jobs", type=int, default=0, help="trainings at a time; 0 (default) for one on each core"
     )
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="a Dask scheduler whose workers train, such as tcp://scheduler:8786",
+    )
     parser.add_argument("--data-dir", type=pathlib.Path, help="folder that holds the data files")
     parser.add_argument(
         "--set",
@@ -106,6 +114,9 @@ def parse(arguments=None):
     options.output = options.output.resolve()
     if options.data_dir:
         os.environ["NORMLIB_DATA"] = str(options.data_dir.resolve())
+    if options.cluster:
+        os.environ["NORMLIB_CLUSTER"] = options.cluster
+    os.environ.setdefault("NORMLIB_PROGRESS", "bar" if sys.stderr.isatty() else "lines")
     return options
 
 
@@ -116,7 +127,11 @@ def build(options):
     parameters = read_parameters(options, notebooks)
     dataset = find_data(options, parameters)
     options.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".building-") as folder:
+    remove_left_behind(options.output.parent)
+    with (
+        tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".building-") as folder,
+        FileLock(f"{folder}/lock"),
+    ):
         folder = pathlib.Path(folder)
         executed, seconds = [], {}
         for number, notebook in enumerate(notebooks, start=1):
@@ -139,6 +154,13 @@ def build(options):
     print(
         f"{options.output / 'report.html'} and report.pdf, in {time.time() - started:.0f} s", file=sys.stderr
     )
+
+
+def remove_left_behind(parent):
+    """Remove the folders of builds that were killed: nobody holds their lock."""
+    for folder in parent.glob(".building-*"):
+        with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- run ------------------------------------------------------------------------------------------------------------
@@ -216,6 +238,8 @@ def execute(notebook, parameters, target):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         errors = [o for o in cell.outputs if o.output_type == "error"]
+        if any("Exception in thread" in o.text for o in cell.outputs if o.get("name") == "stderr"):
+            raise BuildError(f"{notebook.name}, cell {number}: an exception in a thread")
         told = (
             f"{errors[0].ename}: {errors[0].evalue}"
             if errors
@@ -738,4 +762,5 @@ def replace(new, old):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves by way of every `finally`
     main()

@@ -15,10 +15,12 @@ import pathlib
 import sys
 import tempfile
 import threading
+import time
 
 import joblib
 import numpy as np
-from filelock import FileLock
+import psutil
+from filelock import FileLock, Timeout
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
@@ -26,6 +28,8 @@ import normlib
 from study import network, training
 
 LIMIT = 4e9  # bytes of kept runs; beyond it those that were used longest ago go
+MEMORY = 1.2e9  # bytes that a worker needs
+EVERY = 20.0  # seconds between two lines of progress
 
 
 def run_all(runs, jobs=0, description="runs"):
@@ -51,22 +55,24 @@ def run_all(runs, jobs=0, description="runs"):
     if missing:
         bar = _Progress(missing, [paths[run].with_suffix(".step") for run in missing], description)
         with bar, _workers(jobs, len(missing)) as jobs:
-            for last_try in (False, True):
-                left = [run for run in missing if not paths[run].exists()]
-                work = (joblib.delayed(_train_and_keep)(run, paths[run].name) for run in left)
+            deaths = 0
+            # A run that another build is at is passed over at first, and waited for when nothing else is left.
+            waits = False
+            while left := [run for run in missing if not paths[run].exists()]:
+                work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in left)
                 try:
-                    for name, content in joblib.Parallel(jobs, return_as="generator_unordered", batch_size=1)(
+                    for path, content in joblib.Parallel(jobs, return_as="generator_unordered", batch_size=1)(
                         work
                     ):
-                        if not (cache / name).exists():
-                            _write(cache / name, content)
-                    break
+                        if content is not None and not path.exists():
+                            _write(path, content)
+                    waits = True
                 except TerminatedWorkerError as error:  # killed, or out of memory
+                    deaths += 1
                     left = [run for run in missing if not paths[run].exists()]
-                    if last_try:
+                    if deaths == 2:
                         raise RuntimeError(f"Worker processes died twice. Not finished: {left}") from error
-                    told = f"A worker process died; {len(left)} runs are tried once more."
-                    tqdm.write(told, file=sys.stderr)
+                    _tell(f"A worker process died; {len(left)} runs are tried once more.")
         found |= {run: _restore(paths[run], run) for run in missing}
         _evict(cache, keep=set(paths.values()))
     return found
@@ -86,12 +92,12 @@ def _work(run):
 
 @contextlib.contextmanager
 def _workers(jobs, most):
-    """Where joblib's work goes: to processes here (loky also for one job: no run shares a process with a notebook), or
-    to a Dask cluster."""
+    """Where joblib's work goes: to processes here, as many as cores and memory allow, or to a Dask cluster."""
     address = os.environ.get("NORMLIB_CLUSTER")
     if not address:
+        fit = max(1, int(psutil.virtual_memory().available // MEMORY))
         with joblib.parallel_config("loky"):
-            yield min(jobs or joblib.cpu_count(), most)
+            yield min(jobs or joblib.cpu_count(), fit, most)
         return
     from distributed import Client
 
@@ -99,28 +105,35 @@ def _workers(jobs, most):
         yield -1
 
 
-def _train_and_keep(run, name):
-    """Train a run, in a worker, and keep it in the worker's cache, which on a cluster is not the caller's: so its
-    content comes back too."""
-    path = _cache_folder() / name
-    # Another build may be at the same run: then this one waits, and finds it kept.
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            step_file = path.with_suffix(".step")
-            try:
-                step_file.write_text("0")
-                _keep(path, training.train(run, lambda step: step_file.write_text(str(step))))
-            finally:
-                step_file.unlink(missing_ok=True)
-    return name, path.read_bytes()
+def _train_and_keep(run, path, waits):
+    """Train a run, in a worker, and keep it. On a cluster the caller's path may be out of reach: then it is kept in the
+    worker's own cache, and always its content comes back too; None where another process is at it and this one does
+    not wait."""
+    here = path if path.parent.is_dir() else _cache_folder() / path.name
+    try:
+        with FileLock(here.with_suffix(".lock"), timeout=-1 if waits else 0):
+            if not here.exists():
+                step_file = here.with_suffix(".step")
+                try:
+                    step_file.write_text("0")
+                    _keep(here, training.train(run, lambda step: step_file.write_text(str(step))))
+                finally:
+                    step_file.unlink(missing_ok=True)
+            return path, here.read_bytes()
+    except Timeout:
+        return path, None
 
 
 class _Progress:
-    """A progress bar over steps, fed by the small files that the workers leave in the cache."""
+    """Progress over steps, fed by the small files that the workers leave in the cache: a bar, or where the environment
+    variable NORMLIB_PROGRESS says so, a line now and then."""
 
     def __init__(self, runs, step_files, description):
         self._lengths = dict(zip(step_files, (run.steps for run in runs), strict=True))
-        self._bar = tqdm(total=sum(self._lengths.values()), desc=description, unit="step", mininterval=1.0)
+        self._lines = os.environ.get("NORMLIB_PROGRESS") == "lines"
+        self._description, self._told = description, time.monotonic()
+        total = sum(self._lengths.values())
+        self._bar = tqdm(total=total, desc=description, unit="step", mininterval=1.0, disable=self._lines)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -133,9 +146,14 @@ class _Progress:
         for step_file, length in self._lengths.items():
             if step_file.with_suffix(".run").exists():
                 done, finished = done + length, finished + 1
-            elif step_file.exists():
-                done += int(step_file.read_text() or 0)
-        self._bar.set_postfix_str(f"{finished} of {len(self._lengths)} runs", refresh=False)
+            else:
+                with contextlib.suppress(OSError, ValueError):  # not begun, or just being written
+                    done += int(step_file.read_text())
+        runs = f"{finished} of {len(self._lengths)} runs"
+        if self._lines and (self._stop.is_set() or time.monotonic() - self._told > EVERY):
+            self._told = time.monotonic()
+            _tell(f"{self._description}: {runs}, {done:,} of {sum(self._lengths.values()):,} steps")
+        self._bar.set_postfix_str(runs, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def __enter__(self):
@@ -147,6 +165,10 @@ class _Progress:
         self._thread.join()
         self._update()
         self._bar.close()
+
+
+def _tell(text):
+    tqdm.write(text, file=sys.stderr)
 
 
 def _cache_folder():
@@ -194,7 +216,7 @@ def _restore(path, run):
     stored = path.read_bytes()
     if hashlib.sha256(stored[32:]).digest() != stored[:32]:
         path.unlink(missing_ok=True)
-        tqdm.write(f"A kept run was damaged and is trained again: {path.name}", file=sys.stderr)
+        _tell(f"A kept run was damaged and is trained again: {path.name}")
         return None
     with np.load(io.BytesIO(stored[32:]), allow_pickle=False) as arrays:
         fields = json.loads(arrays["description"].tobytes()) | {"run": run, "trace": {}, "weights": {}}

@@ -1,0 +1,253 @@
+"""Many runs: nothing lost when a worker, a build or a file dies, nothing computed twice, and the same on a cluster."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from filelock import FileLock
+
+import normlib
+from study import figures, network, running, training
+
+SHORT = training.Run(sample=True, steps=6, evaluate_every=3, batch_size=20)
+RUNS = [dataclasses.replace(SHORT, seed=seed) for seed in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache."""
+    monkeypatch.setenv("NORMLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NORMLIB_PROGRESS", "lines")
+    return tmp_path / "cache"
+
+
+def script(text, **environment):
+    """A Python process of its own that knows RUNS."""
+    head = f"""
+        import dataclasses, os, sys, pathlib
+        from study import running, training
+        RUNS = [dataclasses.replace(training.Run(**{dataclasses.asdict(SHORT)!r}), seed=seed) for seed in range(4)]
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(text)],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def contents(folder):
+    """All that is kept, but for the milliseconds."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).glob("*.run")):
+        with np.load(io.BytesIO(path.read_bytes()[32:]), allow_pickle=False) as arrays:
+            found[path.name] = {
+                name: arrays[name].tobytes() for name in arrays.files if name != "description"
+            }
+    return found
+
+
+# --- the same bits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_one_worker_and_two_give_the_same_bits(tmp_path, monkeypatch):
+    kept = []
+    for jobs in (1, 2):
+        monkeypatch.setenv("NORMLIB_CACHE", str(tmp_path / str(jobs)))
+        running.run_all(RUNS, jobs)
+        kept.append(contents(tmp_path / str(jobs)))
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == len(RUNS)
+
+
+def test_the_key_follows_the_code_that_decides_and_no_other(monkeypatch):
+    def key_with(module, added):
+        source = running.inspect.getsource
+        monkeypatch.setattr(
+            running.inspect, "getsource", lambda m: source(m) + (added if m is module else "")
+        )
+        try:
+            return running._key(SHORT)
+        finally:
+            monkeypatch.setattr(running.inspect, "getsource", source)
+
+    key = running._key(SHORT)
+    for module in (normlib, network, training):
+        assert key_with(module, "# changed") != key
+    assert key_with(figures, "# changed") == key
+
+
+# --- what dies -----------------------------------------------------------------------------------------------------
+
+
+def kill_a_worker(cache, times):
+    """Kill the worker processes as soon as a run has begun, so many times."""
+    for _ in range(times):
+        while not (begun := list(cache.glob("*.step"))):
+            time.sleep(0.02)
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "popen_loky" in " ".join(child.cmdline()):
+                    child.kill()
+        for step in begun:
+            step.unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+def test_runs_of_a_worker_that_was_killed_are_tried_once_more(cache, capfd):
+    long = [dataclasses.replace(run, steps=400, evaluate_every=200) for run in RUNS[:2]]
+    killer = threading.Thread(target=kill_a_worker, args=(cache, 1), daemon=True)
+    killer.start()
+    found = running.run_all(long, jobs=2)
+    killer.join(10)
+    assert "A worker process died" in capfd.readouterr().err
+    assert found[long[0]].weights_hash == training.train(long[0]).weights_hash
+
+
+@pytest.mark.slow
+def test_workers_that_die_twice_are_named(cache):
+    long = [dataclasses.replace(run, steps=4000, evaluate_every=2000) for run in RUNS[:2]]
+    threading.Thread(target=kill_a_worker, args=(cache, 2), daemon=True).start()
+    with pytest.raises(RuntimeError, match=r"died twice\. Not finished.*seed=0"):
+        running.run_all(long, jobs=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [5.0, 8.0])
+def test_a_study_that_was_killed_goes_on_and_ends_the_same(moment, cache, tmp_path, monkeypatch):
+    study = script("running.run_all(RUNS, jobs=1)")
+    time.sleep(moment)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(study.pid, signal.SIGKILL)
+    study.communicate()
+    before = set(cache.glob("*.run"))
+    times = {path: path.read_bytes() for path in before}
+    running.run_all(RUNS, jobs=2)
+    assert {path: path.read_bytes() for path in before} == times  # not trained again
+    ended = contents(cache)
+    monkeypatch.setenv("NORMLIB_CACHE", str(tmp_path / "alone"))
+    running.run_all(RUNS, jobs=2)
+    assert ended == contents(tmp_path / "alone")
+
+
+# --- what is shared ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_builds_at_once_train_nothing_twice(cache, tmp_path):
+    count = tmp_path / "count"
+    text = f"""
+        train = training.train
+        def counted(run, progress=None):
+            with open({str(count)!r}, "a") as file:
+                file.write(f"{{run.seed}}\\n")
+            return train(run, progress)
+        training.train = counted
+        import contextlib, joblib
+        @contextlib.contextmanager
+        def here(jobs, most):
+            with joblib.parallel_config("sequential"):
+                yield 1
+        running._workers = here
+        running.run_all(RUNS)
+    """
+    both = [script(text), script(text)]
+    for study in both:
+        _, told = study.communicate(timeout=120)
+        assert study.returncode == 0, told
+    assert sorted(count.read_text().split()) == ["0", "1", "2", "3"]
+
+
+def test_a_run_that_another_one_is_at_is_passed_over(cache):
+    cache.mkdir()
+    with FileLock(cache / "a.lock"):
+        assert running._train_and_keep(SHORT, cache / "a.run", waits=False) == (cache / "a.run", None)
+    assert not list(cache.glob("*.run"))
+
+
+def test_what_was_used_longest_ago_goes_first(cache, monkeypatch):
+    cache.mkdir()
+    for age, name in enumerate(("new", "middle", "old")):
+        path = cache / f"{name}.run"
+        path.write_bytes(bytes(100))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(running, "LIMIT", 150)
+    running._evict(cache, keep={cache / "old.run"})
+    assert {path.stem for path in cache.glob("*.run")} == {"old"}
+
+
+def test_no_more_workers_than_fit_into_memory(monkeypatch):
+    monkeypatch.setattr(running, "MEMORY", psutil.virtual_memory().available / 3.5)
+    with running._workers(8, 100) as jobs:
+        assert jobs in (2, 3, 4)
+
+
+def test_progress_is_told_in_lines(capfd, monkeypatch):
+    running.run_all([SHORT], jobs=1)
+    assert "runs: 1 of 1 runs, 6 of 6 steps" in capfd.readouterr().err
+
+
+# --- a cluster -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_bits_though_a_worker_dies(cache, tmp_path, monkeypatch):
+    port_file = tmp_path / "scheduler.json"
+    dask, file = [sys.executable, "-m"], ["--scheduler-file", str(port_file)]
+    started = [
+        subprocess.Popen(
+            [*dask, "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", *file],
+            stderr=subprocess.DEVNULL,
+        )
+    ]
+    try:
+        for name in ("a", "b"):
+            started.append(
+                subprocess.Popen(
+                    [
+                        *dask,
+                        "distributed.cli.dask_worker",
+                        "--nthreads",
+                        "1",
+                        "--no-nanny",
+                        "--no-dashboard",
+                        *file,
+                    ],
+                    env=os.environ | {"NORMLIB_CACHE": str(tmp_path / name)},
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+        while not port_file.exists():
+            time.sleep(0.1)
+        monkeypatch.setenv("NORMLIB_CLUSTER", json.loads(port_file.read_text())["address"])
+
+        def kill_one():
+            while len(list(cache.glob("*.step"))) < 2:
+                time.sleep(0.05)
+            started[-1].kill()
+
+        long = [dataclasses.replace(run, steps=200, evaluate_every=100) for run in RUNS]
+        threading.Thread(target=kill_one, daemon=True).start()
+        found = running.run_all(long)
+        assert started[-1].poll() is not None
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    monkeypatch.delenv("NORMLIB_CLUSTER")
+    assert [found[run].weights_hash for run in long] == [training.train(run).weights_hash for run in long]
