@@ -10,7 +10,17 @@ import nbformat
 HERE = pathlib.Path(__file__).parent
 BUILT, PUBLISHED, README = HERE / "build", HERE / "published", HERE.parent / "README.md"
 FRONT = "fig-comparison"
-FOUND = ("comparison.answer", "bn.same", "ln.same", "wn.same", "bn.drift", "ln.reason", "mechanisms.second")
+FOUND = (
+    "comparison.answer",
+    "comparison.tuned",
+    "comparison.when",
+    "bn.same",
+    "ln.same",
+    "wn.same",
+    "bn.drift",
+    "ln.reason",
+    "mechanisms.second",
+)
 
 
 def main():

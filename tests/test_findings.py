@@ -438,3 +438,13 @@ def test_half_of_a_claim_is_partly_reproduced():
         "BN keeps the input of a deep sigmoid unit steady, and trains better",
         "GN does not mind small batches, BN does",
     }
+
+
+def test_the_hypotheses_are_told_with_their_verdicts():
+    curves = {"none": around(0.6, 8), "BN": around(0.5, 8), "LN": around(0.7, 8), "WN": around(0.6, 8)}
+    told = findings.hypotheses_sentence(findings.hypotheses(curves))
+    assert (
+        "BN against none −10.00 (−10.00 to −10.00) points of mean accuracy over the training (told apart)"
+        in told
+    )
+    assert "(not told apart)." in told

@@ -483,6 +483,15 @@ def hypotheses_message(table, seeds):
     return f"{apart} of {len(table)} hypotheses are told apart.{limit}"
 
 
+def hypotheses_sentence(table):
+    """The finding in full: each comparison at the methods' own rates."""
+    told = []
+    for row in table.to_dict("records"):
+        pair, measure = row["hypothesis"].partition(": ")[2].split(", ")
+        told.append(f"{pair} {row['difference, points']} points of {measure} ({row['verdict']})")
+    return f"Each method at its own best learning rate: {_list(told)}."
+
+
 def batch_message(frame):
     """The caption's first sentence of the batch sizes: what the smallest batch costs each method."""
     lost = {}
