@@ -40,6 +40,7 @@ from filelock import FileLock, Timeout
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PANDOC = pypandoc.get_pandoc_path()
+LINE = 100  # characters of a table in a line of the PDF, about
 pf.elements.RAW_FORMATS.add("typst")  # younger than panflute's list
 INSERTED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 HIDDEN_TAGS = {"parameters", "injected-parameters", "remove-cell", "explore"}
@@ -469,6 +470,13 @@ def _pipe_table(record):
     links = r"\]\(#[^)]*\)"  # of which no more is seen than a number
     shown = [[re.sub(links, 9 * " ", cell) for cell in column] for column in columns]
     widths = [max(6, min(60, max(map(len, column)))) for column in shown]
+    if sum(widths) > LINE:  # cells must wrap: each column keeps room for its longest word
+        least = [
+            max(4, max(len(word) for cell in column for word in cell.split() or [""]) + 2) for column in shown
+        ]
+        wanted = [max(0, width - word) for width, word in zip(widths, least, strict=True)]
+        spare = max(0, LINE - sum(least)) / (sum(wanted) or 1)
+        widths = [word + round(spare * more) for word, more in zip(least, wanted, strict=True)]
     rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
     lines = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
     return "\n".join(lines) + f"\n\n: {record['caption']} {{#{record['label']}}}"
