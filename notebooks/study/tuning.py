@@ -31,8 +31,8 @@ def sweep(base, methods=METHODS, steps=STEPS, jobs=0):
     """
     short = replace(base, steps=min(steps, base.steps), validation=True)
     short = replace(short, evaluate_every=-(-short.steps // 2))
-    whole = short.steps == steps  # a shorter search (of the smoke profile) tries two rates and widens nothing
-    grids = {method: list(EXPONENTS if whole else EXPONENTS[:2]) for method in methods}
+    whole = short.steps == steps  # a shorter search (of the smoke profile) tries one rate and widens nothing
+    grids = {method: list(EXPONENTS if whole else EXPONENTS[1:2]) for method in methods}
     while True:
         runs = {
             (method, k): replace(short, learning_rate=10 ** (k / 2), **network.METHODS[method])
