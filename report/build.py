@@ -494,7 +494,10 @@ def provenance_section(provenance):
     table = _pipe_table(
         {"columns": ["what", "value"], "rows": rows, "caption": "Provenance.", "label": "tbl-provenance"}
     )
-    text = "All of this report was computed by one command from the commit below; the numbers are in `results.json`."
+    text = (
+        "All of this report was computed by one command from the commit below; the numbers are in `results.json`. The "
+        "seconds are those of this build: runs that an earlier one had finished were not trained again."
+    )
     return f"# Where this comes from {{#sec-provenance}}\n\n{text}\n\n{table}"
 
 

@@ -10,17 +10,17 @@ import nbformat
 HERE = pathlib.Path(__file__).parent
 BUILT, PUBLISHED, README = HERE / "build", HERE / "published", HERE.parent / "README.md"
 FRONT = "fig-comparison"
-FOUND = (
-    "comparison.answer",
-    "comparison.tuned",
-    "comparison.when",
-    "bn.same",
-    "ln.same",
-    "wn.same",
-    "bn.drift",
-    "ln.reason",
-    "mechanisms.second",
-)
+FOUND = {  # sentence -> what is said before it
+    "comparison.answer": "One learning rate for all: ",
+    "comparison.tuned": "",
+    "comparison.when": "",
+    "bn.same": "",
+    "ln.same": "",
+    "wn.same": "",
+    "bn.drift": "",
+    "ln.reason": "",
+    "mechanisms.second": "",
+}
 
 
 def main():
@@ -43,14 +43,13 @@ def front(notebooks):
 
 
 def with_findings(readme, results):
-    """The README with the sentences of these results, and the time they took, in their places."""
+    """The README with the beginnings of these results' sentences in their place."""
     about = results["provenance"]
-    minutes = about["seconds"]["all"] / 60
-    lines = [f"* {re.split('[.;] ', results['sentences'][key])[0].rstrip('.')}." for key in FOUND]
-    lines.append(
-        f"\nThe `{about['profile']}` profile of {about['date'][:10]}, trained and written in {minutes:.0f} minutes on "
-        f"{about['machine']['cores']} cores."
-    )
+    lines = [
+        f"* {before}{re.split('[.;] ', results['sentences'][key])[0].rstrip('.')}."
+        for key, before in FOUND.items()
+    ]
+    lines.append(f"\n(The `{about['profile']}` profile, {about['date'][:10]}.)")
     block = "<!-- found -->\n" + "\n".join(lines) + "\n<!-- /found -->"
     return re.sub("<!-- found -->.*<!-- /found -->", lambda _: block, readme, flags=re.S)
 
