@@ -523,57 +523,6 @@ def when_sentence(frame):
     )
 
 
-# What the figures of 2019 showed, on MNIST, read off them: after 100 steps and after 2,750.
-IN_2019 = {"none": (0.73, 0.952), "BN": (0.843, 0.968), "LN": (0.842, 0.965), "WN": (0.673, 0.965)}
-TENSORFLOWS_LN_IN_2019 = 0.947
-DRIFTS_IN_2019 = {"BN": (-0.031, -0.006), "LN": (-0.045, -0.012)}  # of gamma and of beta at step 15
-
-
-def original(curves, rows_repeated, drifts):
-    """The numbers of the study of 2019 beside those of here.
-
-    Args:
-        curves: dict method -> list of History of "none", "BN", "LN" and "WN" on MNIST.
-        rows_repeated: History of TensorFlow's LN over image rows, its parameters updated t times at step t.
-        drifts: dict method -> `equivalence.fault_drifts` of "BN" and "LN".
-
-    Returns:
-        DataFrame with columns what, then, now and verdict: accuracies reproduced within one point, drifts if they have
-        the same sign and are apart by a factor of two at most.
-    """
-    rows = []
-
-    def accuracy(what, step, then, histories):
-        found = [h.accuracy[h.steps == step] for h in histories]
-        if not all(len(value) for value in found):
-            rows.append((what, f"{then:.3f}", "", "not run so long"))
-            return
-        now = float(np.mean(found))
-        rows.append(
-            (what, f"{then:.3f}", f"{now:.3f}", "reproduced" if abs(now - then) <= 0.01 + 1e-9 else "not")
-        )
-
-    for method, values in IN_2019.items():
-        for step, then in zip((100, 2750), values, strict=True):
-            accuracy(f"{method}, accuracy after {step:,} steps", step, then, curves[method])
-    accuracy("TensorFlow's LN, after 2,750 steps", 2750, TENSORFLOWS_LN_IN_2019, [rows_repeated])
-    for method, values in DRIFTS_IN_2019.items():
-        drift = drifts[method][BOTH_FAULTS]
-        for parameter, then in zip(("gamma", "beta"), values, strict=True):
-            of_parameter = drift[drift.parameter.str.endswith(parameter) & (drift.step == drift.step.max())]
-            now = float(of_parameter["mean"].iloc[0])
-            same = now * then > 0 and 0.5 <= now / then <= 2
-            what = f"{method}, {parameter}'s difference at step {int(drift.step.max())}"
-            rows.append((what, f"{then:.3f}", f"{now:.3f}", "reproduced" if same else "not"))
-    return pd.DataFrame(rows, columns=["what", "then", "now", "verdict"])
-
-
-def original_message(table):
-    """The caption's first sentence of the numbers of 2019."""
-    counts = table.verdict.value_counts()
-    return f"Of {len(table)} numbers of 2019, {counts.get('reproduced', 0)} are reproduced, {counts.get('not', 0)} not."
-
-
 # --- exact facts and mechanisms ------------------------------------------------------------------------------------
 
 
