@@ -45,7 +45,9 @@ def test_the_layers_of_2019_train(method):
 def beside(accuracy=0.0, factor=1.0, steps=(100, 2750)):
     """The table where all accuracies are higher by so much than in 2019, and all drifts so many times as large."""
     found = {
-        name: history([(0 if then is None else then) + accuracy for then in values[: len(steps)]], steps=steps)
+        name: history(
+            [(0 if then is None else then) + accuracy for then in values[: len(steps)]], steps=steps
+        )
         for name, values in original.ACCURACIES.items()
     }
     for method, values in original.DRIFTS.items():
