@@ -52,7 +52,8 @@ clean:   ## remove what was built; finished runs stay in their cache
 	@echo "Installing the pinned packages into .venv: some minutes, the first time"
 	@if $(PYTHON) -c "import ensurepip" 2>/dev/null; then $(PYTHON) -m venv .venv; else $(DEBIAN_VENV); fi || \
 	  { echo "No virtual environment could be made. On Debian: apt-get install python3-venv" >&2; exit 1; }
-	@$(PIP) install --require-hashes --requirement requirements.txt
+	@# The lock is whole. Left to resolve it, pip 23 takes the newest release for an extra, and finds no hash for it.
+	@$(PIP) install --require-hashes --no-deps --requirement requirements.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
