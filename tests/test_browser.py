@@ -66,7 +66,8 @@ pytestmark = pytest.mark.xdist_group("browser")  # one worker, so that the page 
 def chromium():
     """Debian's Chromium, installed where that is possible."""
     if not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
-        subprocess.run(["apt-get", "install", "-y", "chromium"], capture_output=True, timeout=300)
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+            subprocess.run(["apt-get", "-q", *command], capture_output=True, timeout=300)
     if not shutil.which("chromium"):
         pytest.skip("Chromium is missing and could not be installed: apt-get install chromium")
     return shutil.which("chromium")
