@@ -88,8 +88,12 @@ def test_the_key_follows_the_code_that_decides_and_no_other(monkeypatch):
 
     key = running._key(SHORT)
     for module in (normlib, network, training):
-        assert key_with(module, "# changed") != key
-    assert key_with(figures, "# changed") == key
+        assert key_with(module, "CHANGED = 1") != key
+        assert key_with(module, "# a comment\n\n") == key
+    assert key_with(figures, "CHANGED = 1") == key
+    assert running._code('def f():\n    """Doc."""\n    return 1') == running._code(
+        "def f(): return 1  # one"
+    )
 
 
 # --- what dies -----------------------------------------------------------------------------------------------------

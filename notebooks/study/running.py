@@ -4,8 +4,10 @@ A run is kept under a key made of all that decides its result, as plain arrays b
 study goes on where it stopped, and builds that share a cache share its runs.
 """
 
+import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import io
@@ -184,11 +186,22 @@ def _key(run):
         sources.append(sys.modules[network.resolve(run.norm).__module__])
     decisive = [
         dataclasses.asdict(run),
-        [inspect.getsource(module) for module in sources],
+        [_code(inspect.getsource(module)) for module in sources],
         training.load(run.dataset, run.sample).digest,
         training.versions(),
     ]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _code(source):
+    """What of a source decides: not its comments, docstrings and line breaks."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if getattr(node, "body", None) and isinstance(node.body, list):
+            texts = [n for n in node.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+            node.body = [n for n in node.body if n not in texts]
+    return ast.dump(tree)
 
 
 def _keep(path, history):
