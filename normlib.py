@@ -375,48 +375,31 @@ class _Normalization(keras.layers.Layer):
 
     _keeps_rank = True
     _config = ("axis", "epsilon", "center", "scale")
-    _kinds = {
-        "initializer": keras.initializers,
-        "regularizer": keras.regularizers,
-        "constraint": keras.constraints,
+    # Options of the parameters, in Keras's order, with their defaults.
+    _parts = {
+        "beta_initializer": "zeros",
+        "gamma_initializer": "ones",
+        "beta_regularizer": None,
+        "gamma_regularizer": None,
+        "beta_constraint": None,
+        "gamma_constraint": None,
     }
-    _parts = tuple(f"{name}_{kind}" for kind in _kinds for name in ("beta", "gamma"))
 
-    def __init__(
-        self,
-        axis=-1,
-        epsilon=1e-3,
-        center=True,
-        scale=True,
-        beta_initializer="zeros",
-        gamma_initializer="ones",
-        beta_regularizer=None,
-        gamma_regularizer=None,
-        beta_constraint=None,
-        gamma_constraint=None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
+    def __init__(self, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **options):
+        if len(parts) > len(self._parts):
+            raise TypeError(f"Expected at most {', '.join(self._parts)} after `scale`. Received: {parts!r}")
+        given = dict(zip(self._parts, parts, strict=False))
+        given = {part: options.pop(part, given.get(part, default)) for part, default in self._parts.items()}
+        super().__init__(**options)
         self.axis = axis
         self.epsilon = _number("epsilon", epsilon, 0.0)
         self.center = center
         self.scale = scale
-        given = (
-            beta_initializer,
-            gamma_initializer,
-            beta_regularizer,
-            gamma_regularizer,
-            beta_constraint,
-            gamma_constraint,
-        )
-        for part, value in zip(_Normalization._parts, given, strict=True):
-            self._set_part(part, value)
+        for part, value in given.items():
+            setattr(self, part, _kind(part).get(value))
         self.gamma = self.beta = None
         self.supports_masking = True
         self.autocast = False
-
-    def _set_part(self, part, value):
-        setattr(self, part, self._kinds[part.rpartition("_")[2]].get(value))
 
     def _features(self, rank):
         """The axes that carry gamma and beta, ascending and non-negative."""
@@ -452,7 +435,10 @@ class _Normalization(keras.layers.Layer):
         shape = tuple(input_shape[axis] for axis in given)
         for name, wanted in (("gamma", self.scale), ("beta", self.center)):
             if wanted:
-                options = {kind: getattr(self, f"{name}_{kind}") for kind in self._kinds}
+                kinds = ("initializer", "regularizer", "constraint")
+                options = {
+                    kind: getattr(self, part) for kind in kinds if (part := f"{name}_{kind}") in self._parts
+                }
                 setattr(self, name, self._add_parameter(name, shape, options))
         rank = len(input_shape) if self._keeps_rank else None
         self.input_spec = keras.layers.InputSpec(ndim=rank, axes={axis: input_shape[axis] for axis in given})
@@ -487,8 +473,13 @@ class _Normalization(keras.layers.Layer):
     def get_config(self):
         config = {name: getattr(self, name) for name in self._config}
         for part in self._parts:
-            config[part] = self._kinds[part.rpartition("_")[2]].serialize(getattr(self, part))
+            config[part] = _kind(part).serialize(getattr(self, part))
         return {**super().get_config(), **config}
+
+
+def _kind(part):
+    """Keras's module of the initializers, regularizers or constraints, whichever the part is one of."""
+    return getattr(keras, f"{part.rpartition('_')[2]}s")
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -582,7 +573,12 @@ class BatchNormalization(_Normalization):
     """
 
     _config = (*_Normalization._config, "momentum", "synchronized")
-    _parts = (*_Normalization._parts, "moving_mean_initializer", "moving_variance_initializer")
+    _parts = {
+        "beta_initializer": "zeros",
+        "gamma_initializer": "ones",
+        "moving_mean_initializer": "zeros",
+        "moving_variance_initializer": "ones",
+    } | _Normalization._parts
     _statistics = ("moving_mean", "moving_variance")
 
     def __init__(
@@ -592,27 +588,20 @@ class BatchNormalization(_Normalization):
         epsilon=1e-3,
         center=True,
         scale=True,
-        beta_initializer="zeros",
-        gamma_initializer="ones",
-        moving_mean_initializer="zeros",
-        moving_variance_initializer="ones",
         *parts,
         synchronized=False,
-        **kwargs,
+        **options,
     ):
-        if kwargs.pop("renorm", False):
+        if options.pop("renorm", False):
             raise ValueError(
                 "Expected renorm=False: batch renormalization is not offered. Received: renorm=True"
             )
-        for name in ("renorm_clipping", "renorm_momentum"):
-            kwargs.pop(name, None)
-        axis = _integer("axis", axis)
-        super().__init__(axis, epsilon, center, scale, beta_initializer, gamma_initializer, *parts, **kwargs)
+        for name in ("renorm_clipping", "renorm_momentum"):  # in Keras's configurations
+            options.pop(name, None)
+        super().__init__(_integer("axis", axis), epsilon, center, scale, *parts, **options)
         self.autocast = True
         self.momentum = _number("momentum", momentum, 0.0, 1.0)
         self.synchronized = bool(synchronized)
-        self._set_part("moving_mean_initializer", moving_mean_initializer)
-        self._set_part("moving_variance_initializer", moving_variance_initializer)
 
     def _reduction_axes(self, rank):
         return tuple(axis for axis in range(rank) if axis not in self._features(rank))
@@ -689,7 +678,11 @@ class MeanOnlyBatchNormalization(BatchNormalization):
     """
 
     _config = ("axis", "momentum", "center", "synchronized")
-    _parts = tuple(p for p in BatchNormalization._parts if "gamma" not in p and "variance" not in p)
+    _parts = {
+        part: default
+        for part, default in BatchNormalization._parts.items()
+        if "gamma" not in part and "variance" not in part
+    }
     _statistics = ("moving_mean",)
 
     def __init__(self, axis=-1, momentum=0.99, center=True, **kwargs):
@@ -809,7 +802,7 @@ class RMSNormalization(_Normalization):
     """
 
     _keeps_rank = False
-    _config, _parts = ("axis", "epsilon"), ()
+    _config, _parts = ("axis", "epsilon"), {}
 
     def __init__(self, axis=-1, epsilon=1e-6, **kwargs):
         super().__init__(_integers("axis", axis), epsilon, center=False, **kwargs)
@@ -817,7 +810,9 @@ class RMSNormalization(_Normalization):
         self.autocast = True
 
     def _add_parameter(self, name, shape, options):
-        self.scale = self.add_weight(shape=shape, name="scale", **options)  # Keras's name for this gamma
+        self.scale = self.add_weight(
+            shape=shape, name="scale", initializer="ones"
+        )  # Keras's name for this gamma
         return self.scale
 
     def _reduction_axes(self, rank):
