@@ -25,7 +25,9 @@ Decisions, each stated once and tested:
 * gradients are right to every order: the backward pass has a derivative of its own.
 """
 
+import collections
 import functools
+import inspect
 import math
 import operator
 import typing
@@ -52,6 +54,8 @@ __all__ = [
 
 # Below this many elements the launch of a compiled kernel costs more than it saves.
 COMPILE_FROM = 32_768
+# In more shapes than these the same kernel is not compiled: sequences of ever new lengths.
+COMPILED_SHAPES = 8
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -60,7 +64,7 @@ COMPILE_FROM = 32_768
 
 
 def standardize(
-    x, axes, epsilon, center=True, gamma=None, beta=None, *, groups=None, weights=None, all_reduce=None
+    x, axes, epsilon, center=True, gamma=None, beta=None, *, groups=None, mask=None, all_reduce=None
 ):
     r"""Standardize over `axes`, then scale and shift: the map under every layer but weight normalization.
 
@@ -70,8 +74,8 @@ def standardize(
 
     The bar is the mean over the averaged set. Without centring (RMS) the mean is 0 and its term drops.
 
-    Shapes: `x` any rank; `gamma`, `beta` and `weights` of x's rank, broadcastable to it; `mean` and `variance` of
-        x's rank, with the averaged axes kept at size 1.
+    Shapes: `x` any rank; `gamma` and `beta` of x's rank, broadcastable to it; `mask` of x's shape; `mean` and
+        `variance` of x's rank, with the averaged axes kept at size 1.
 
     Args:
         x: floating-point tensor.
@@ -80,17 +84,17 @@ def standardize(
         center: whether the mean is taken out. Default True.
         gamma, beta: scale and shift. Default None: 1 and 0.
         groups: (axis, number): channels along the axis are averaged within each group too. Default None.
-        weights: 1 where an element counts in the statistics, 0 where it does not. Default None: all count.
+        mask: boolean tensor, False where an element does not count in the statistics. Default None: all count.
         all_reduce: function that sums a tensor over all replicas. Default None: one replica.
 
     Returns:
-        `(y, mean, variance)`: y in x's dtype, the statistics in at least float32. No gradient flows through the
-        two statistics themselves; y's gradient accounts for them.
+        `(y, mean, variance)`: y in x's dtype, the statistics in at least float32, NaN where nothing was counted. No
+        gradient flows through the two statistics themselves; y's gradient accounts for them.
 
     Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), Algorithm 1 and the gradients below it.
     """
     plan = _Plan(
-        tuple(axes), float(epsilon), center, groups, gamma is not None, beta is not None, weights, all_reduce
+        tuple(axes), float(epsilon), center, groups, gamma is not None, beta is not None, mask, all_reduce
     )
     run = functools.partial(_run, plan)
 
@@ -110,45 +114,39 @@ def standardize(
 
         return (y, *statistics), grad
 
-    y, origin, residue, variance = forward(x, *(p for p in (gamma, beta) if p is not None))
-    return y, tf.stop_gradient(origin + residue), tf.stop_gradient(variance)
+    y, *statistics, count = forward(x, *(p for p in (gamma, beta) if p is not None))
+    origin, residue, variance = (tf.stop_gradient(tf.where(count > 0, s, math.nan)) for s in statistics)
+    return y, origin + residue, variance
 
 
 class _Plan(typing.NamedTuple):
     """What is averaged and how: all that a kernel is told beside its tensors."""
 
     axes: tuple
-    epsilon: float
-    center: bool
-    groups: tuple | None
-    scale: bool
-    shift: bool
-    weights: tf.Tensor | None
-    all_reduce: typing.Callable | None
+    epsilon: float = 0.0
+    center: bool = True
+    groups: tuple | None = None
+    scale: bool = False
+    shift: bool = False
+    mask: tf.Tensor | None = None
+    all_reduce: typing.Callable | None = None
 
     @property
     def compilable(self):
         """Whether it can be compiled once for all: not with one call's mask or a reduction over replicas."""
-        return self.weights is None and self.all_reduce is None
+        return self.mask is None and self.all_reduce is None
 
 
 def _standardize(plan, x, *parameters):
-    """The forward kernel: y and the statistics. The mean comes in two parts: their sum is more exact than a float."""
-    combine, count = _averaging(plan, x)
-
-    def mean_of(t, product=False):
-        counted = t if plan.weights is None else tf.where(plan.weights > 0, t, 0.0)
-        return combine(_sum(counted, plan.axes, product)) / count
-
-    x_wide = _widen(x)
-    origin = residue = tf.zeros([1] * x.shape.rank, x_wide.dtype)
+    """The forward kernel: y, and the statistics. The mean comes in two parts: their sum is more exact than a float."""
+    x_wide, count = _widen(x), _count(plan, x)
     if plan.center:
-        origin = tf.stop_gradient(_near_the_mean(plan, x_wide) if plan.compilable else mean_of(x_wide))
-        residue = mean_of(x_wide - origin)
-    deviation = (x_wide - origin) - residue
-    variance = mean_of(tf.square(deviation), product=True)
+        deviation, origin, residue = _centre(plan, x_wide, count)
+    else:
+        deviation, origin, residue = x_wide, *(2 * [tf.zeros([1] * x.shape.rank, x_wide.dtype)])
+    variance = _mean(plan, tf.square(deviation), count, product=True)
     y = _scale_and_shift(plan, deviation * tf.math.rsqrt(variance + plan.epsilon), parameters)
-    return tf.cast(y, x.dtype), origin, residue, variance
+    return tf.cast(y, x.dtype), origin, residue, variance, count
 
 
 def _standardize_by(plan, x, mean, variance, *parameters):
@@ -162,26 +160,29 @@ def _scale_and_shift(plan, x_hat, parameters):
     return y + tf.cast(parameters[-1], y.dtype) if plan.shift else y
 
 
-def _standardize_gradients(plan, dy, origin, residue, variance, x, *parameters):
+def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *parameters):
     """The backward kernel: dx, then dgamma and dbeta if there are such. Only x and the statistics were kept."""
-    combine, count = _averaging(plan, x)
+
+    def average(sums):
+        return _combine(plan, sums) / tf.maximum(count, 1.0)
+
     inv_std = tf.math.rsqrt(variance + plan.epsilon)
     x_hat = (_widen(x) - origin - residue) * inv_std
     dy = _widen(dy)
     gamma = tf.cast(parameters[0], dy.dtype) if plan.scale else tf.ones([1] * x.shape.rank, dy.dtype)
     # A masked position may hold anything, NaN too, as long as the loss does not see it.
-    dy_x_hat = dy * x_hat if plan.weights is None else tf.math.multiply_no_nan(x_hat, dy)
+    dy_x_hat = dy * x_hat if plan.mask is None else tf.math.multiply_no_nan(x_hat, dy)
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
     if all(gamma.shape[axis] == 1 for axis in plan.axes):
         sum_dy, sum_dy_x_hat = _sum(dy, plan.axes), _sum(dy_x_hat, plan.axes, product=True)
-        along_one, along_x_hat = (combine(gamma * t) / count for t in (sum_dy, sum_dy_x_hat))
+        along_one, along_x_hat = average(gamma * sum_dy), average(gamma * sum_dy_x_hat)
     else:
         sum_dy, sum_dy_x_hat = dy, dy_x_hat
-        along_one, along_x_hat = (combine(_dot(t, gamma, plan.axes)) / count for t in (dy, dy_x_hat))
+        along_one, along_x_hat = (average(_dot(t, gamma, plan.axes)) for t in (dy, dy_x_hat))
     inexpressible = along_one + x_hat * along_x_hat if plan.center else x_hat * along_x_hat
-    if plan.weights is not None:
-        inexpressible = tf.where(plan.weights > 0, inexpressible, 0.0)
+    if plan.mask is not None:
+        inexpressible = tf.where(plan.mask, inexpressible, 0.0)
 
     gradients = [tf.cast(inv_std * (gamma * dy - inexpressible), x.dtype)]
     for wanted, gradient in ((plan.scale, sum_dy_x_hat), (plan.shift, sum_dy)):
@@ -193,20 +194,39 @@ def _standardize_gradients(plan, dy, origin, residue, variance, x, *parameters):
     return gradients
 
 
-def _averaging(plan, x):
-    """How sums over the axes combine to sums over the averaged set, and the number of elements in that set."""
+def _combine(plan, sums):
+    """Sums over the axes to sums over the averaged set: over a group's channels and over the replicas too."""
+    sums = sums if plan.groups is None else _pool(sums, *plan.groups)
+    return sums if plan.all_reduce is None else plan.all_reduce(sums)
 
-    def combine(sums):
-        sums = sums if plan.groups is None else _pool(sums, *plan.groups)
-        return sums if plan.all_reduce is None else plan.all_reduce(sums)
 
+def _mean(plan, t, count, product=False):
+    """The mean over the averaged set; 0 where nothing counts."""
+    counted = t if plan.mask is None else tf.where(plan.mask, t, 0.0)
+    return _combine(plan, _sum(counted, plan.axes, product)) / tf.maximum(count, 1.0)
+
+
+def _count(plan, x):
+    """How many elements an averaged set has."""
+    dtype = _wide(x.dtype)
+    if plan.mask is not None:
+        return _combine(plan, _sum(tf.cast(plan.mask, dtype), plan.axes))
     sizes = [x.shape[axis] for axis in plan.axes]
-    if plan.compilable and None not in sizes:
-        channels = x.shape[plan.groups[0]] // plan.groups[1] if plan.groups else 1
-        return combine, float(math.prod(sizes) * channels)
-    wide = _wide(x.dtype)
-    counted = tf.ones_like(x, wide) if plan.weights is None else tf.cast(plan.weights, wide)
-    return combine, tf.maximum(combine(tf.reduce_sum(counted, plan.axes, keepdims=True)), 1.0)
+    if plan.groups:
+        sizes.append(x.shape[plan.groups[0]] // plan.groups[1])
+    known = math.prod(size for size in sizes if size is not None)
+    count = tf.constant(known, dtype)
+    for axis in plan.axes:
+        if x.shape[axis] is None:
+            count *= tf.cast(tf.shape(x)[axis], dtype)
+    return count if plan.all_reduce is None else plan.all_reduce(count)
+
+
+def _centre(plan, x, count):
+    """Deviations from the mean, and the mean in two parts: a value near it, and what is left to it."""
+    origin = tf.stop_gradient(_near_the_mean(plan, x) if plan.compilable else _mean(plan, x, count))
+    residue = _mean(plan, x - origin, count)
+    return (x - origin) - residue, origin, residue
 
 
 def _near_the_mean(plan, x):
@@ -239,8 +259,11 @@ def _sum(t, axes, product=False):
 
     It gives a sum to its fast kernel only if the summed expression does not end in a multiplication. The maximum with
     -inf ends it otherwise and changes no value. Sums along rows are fastest as a product with ones. The first axis (of
-    long rows too) is summed by itself, last: two short chains of additions round less than a long one.
+    long rows too) is summed by itself, last: two short chains of additions round less than a long one. None of
+    it pays for small tensors.
     """
+    if (t.shape.num_elements() or COMPILE_FROM) < COMPILE_FROM:
+        return tf.reduce_sum(t, axes, keepdims=True)
     if _are_last(axes, t) and 8 <= (row := t.shape[-1] or 0) <= 4096:
         t, axes = t @ tf.ones([row, 1], t.dtype), axes[:-1]
         if not axes:
@@ -292,23 +315,37 @@ def _differentiable(fast, plain):
 
 def _run(plan, kernel, *tensors):
     """Run a kernel compiled where it is large, operation by operation where it is small or cannot be compiled ahead."""
-    if not plan.compilable:
-        return kernel(plan, *tensors)
-    size = tensors[0].shape.num_elements()
-    if size is not None:
-        return (_compiled(kernel, plan) if size >= COMPILE_FROM else functools.partial(kernel, plan))(
-            *tensors
+    x, run = tensors[0], functools.partial(kernel, plan)
+    if not (plan.compilable and _may_be_compiled(plan, kernel, tensors)):
+        return run(*tensors)
+    size = x.shape.num_elements()
+    if size is None:
+        return tf.cond(
+            tf.size(x) >= COMPILE_FROM, lambda: _function(kernel, plan, True)(*tensors), lambda: run(*tensors)
         )
-    return tf.cond(
-        tf.size(tensors[0]) >= COMPILE_FROM,
-        lambda: _compiled(kernel, plan)(*tensors),
-        lambda: kernel(plan, *tensors),
-    )
+    if size >= COMPILE_FROM:
+        return _function(kernel, plan, True)(*tensors)
+    return (_function(kernel, plan, False) if tf.executing_eagerly() else run)(*tensors)
 
 
 @functools.cache
-def _compiled(kernel, plan):
-    return tf.function(functools.partial(kernel, plan), jit_compile=True, autograph=False)
+def _function(kernel, plan, jit):
+    return tf.function(functools.partial(kernel, plan), jit_compile=jit, autograph=False)
+
+
+def _may_be_compiled(plan, kernel, tensors):
+    """Whether only the batch's size is open, and the kernel is not met in ever new shapes: each costs a compilation."""
+    shape = tuple(tensors[0].shape)
+    if None in shape[1:]:
+        return False
+    parameters = [tuple(t.shape) for t in tensors[len(tensors) - plan.scale - plan.shift :]]
+    shapes = _shapes[kernel, plan, len(shape), *parameters]
+    if len(shapes) < COMPILED_SHAPES:
+        shapes.add(shape)
+    return shape in shapes
+
+
+_shapes = collections.defaultdict(set)
 
 
 def weight_normalize(v, g, axes):
@@ -329,18 +366,12 @@ def weight_normalize(v, g, axes):
 
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
     """
-    plan = _Plan(tuple(axes), 0.0, False, None, True, False, None, None)
-    run = functools.partial(_run, plan)
+    run = functools.partial(_run, _Plan(tuple(axes), scale=True))
 
     @tf.custom_gradient
     def forward(v, g):
-        gradients = functools.partial(run, _weight_normalize_gradients)
-        plain_gradients = functools.partial(_weight_normalize_gradients, plan)
-
-        def grad(dw):
-            return _differentiable(gradients, plain_gradients)(dw, v, g)
-
-        return run(_weight_normalize, v, g), grad
+        # Built of differentiable operations of v and g alone, the gradients have right derivatives as they are.
+        return run(_weight_normalize, v, g), lambda dw: run(_weight_normalize_gradients, dw, v, g)
 
     return tf.cast(forward(_widen(v), _widen(g)), v.dtype)
 
@@ -366,82 +397,100 @@ def _inverse_length(plan, v):
 # Layers
 # --------------------------------------------------------------------------------------------------------------
 
+# Options of gamma and beta, in Keras's order, with their defaults.
+_PARAMETERS = {
+    "beta_initializer": "zeros",
+    "gamma_initializer": "ones",
+    "beta_regularizer": None,
+    "gamma_regularizer": None,
+    "beta_constraint": None,
+    "gamma_constraint": None,
+}
+
 
 class _Normalization(keras.layers.Layer):
-    """What the layers share: gamma and beta, their options, the configuration, the error messages.
+    """What the layers share: arguments and their checks, gamma and beta, the configuration.
 
-    The axes given carry the parameters (`_features`); a layer says which are averaged (`_reduction_axes`).
+    A layer says in `_arguments` what it takes, in Keras's order, with the defaults; the axes given carry the parameters
+    (`_features`); `_reduction_axes` says which are averaged: here, the same.
     """
 
-    _keeps_rank = True
-    _config = ("axis", "epsilon", "center", "scale")
-    # Options of the parameters, in Keras's order, with their defaults.
-    _parts = {
-        "beta_initializer": "zeros",
-        "gamma_initializer": "ones",
-        "beta_regularizer": None,
-        "gamma_regularizer": None,
-        "beta_constraint": None,
-        "gamma_constraint": None,
-    }
+    _arguments: typing.ClassVar = {}
+    _several_axes = True  # may be given
+    _keeps_rank = True  # every later input has the first one's rank
+    _autocasts = False
+    _supports_mask = center = scale = True
+    rms_scaling = False
 
-    def __init__(self, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **options):
-        if len(parts) > len(self._parts):
-            raise TypeError(f"Expected at most {', '.join(self._parts)} after `scale`. Received: {parts!r}")
-        given = dict(zip(self._parts, parts, strict=False))
-        given = {part: options.pop(part, given.get(part, default)) for part, default in self._parts.items()}
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        kind, kwargs = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_KEYWORD
+        given = [inspect.Parameter(name, kind, default=value) for name, value in cls._arguments.items()]
+        cls._signature = inspect.Signature([*given, inspect.Parameter("kwargs", kwargs)])
+        cls.__signature__ = None if "__init__" in vars(cls) else cls._signature
+
+    def __init__(self, *arguments, **options):
+        bound = self._signature.bind(*arguments, **options)
+        bound.apply_defaults()
+        options = bound.arguments.pop("kwargs")
         super().__init__(**options)
-        self.axis = axis
-        self.epsilon = _number("epsilon", epsilon, 0.0)
-        self.center = center
-        self.scale = scale
-        for part, value in given.items():
-            setattr(self, part, _kind(part).get(value))
+        for name, value in bound.arguments.items():
+            setattr(self, name, self._checked(name, value))
         self.gamma = self.beta = None
-        self.supports_masking = True
-        self.autocast = False
+        self.supports_masking, self.autocast = self._supports_mask, self._autocasts
+
+    def _checked(self, name, value):
+        if name == "axis":
+            several = self._several_axes and isinstance(value, (list, tuple))
+            return [_integer(name, axis) for axis in value] if several else _integer(name, value)
+        if name in ("epsilon", "momentum"):
+            return _number(name, value, 1.0 if name == "momentum" else math.inf)
+        if name == "rms_scaling" and value:
+            warnings.warn("rms_scaling=True does not centre; use RMSNormalization", stacklevel=2)
+        return _kind(name).get(value) if _kind(name) else value
+
+    def _given_axes(self):
+        return self.axis if isinstance(self.axis, list) else [self.axis]
 
     def _features(self, rank):
         """The axes that carry gamma and beta, ascending and non-negative."""
-        axes = self.axis if isinstance(self.axis, (list, tuple)) else [self.axis]
-        return sorted(axis % rank for axis in axes)
-
-    def _check_axes(self, shape):
-        for axis in self.axis if isinstance(self.axis, (list, tuple)) else [self.axis]:
-            if not -len(shape) <= axis < len(shape):
-                raise ValueError(
-                    f"Axis {axis} is out of bounds for input shape {tuple(shape)}. Received: axis={self.axis}"
-                )
-        features = self._features(len(shape))
-        if len(set(features)) < len(features):
-            raise ValueError(
-                f"Expected each axis once. Received: axis={self.axis} for input shape {tuple(shape)}"
-            )
-        for axis in features:
-            if shape[axis] is None:
-                raise ValueError(
-                    f"Axis {axis} of input tensor should have a defined dimension but the layer received an input "
-                    f"with shape {tuple(shape)}. Received: axis={self.axis}"
-                )
+        return sorted(axis % rank for axis in self._given_axes())
 
     def _reduction_axes(self, rank):
         """The averaged axes, ascending and non-negative."""
-        raise NotImplementedError
+        return tuple(self._features(rank))
+
+    def _check_axes(self, shape):
+        rank, received = len(shape), f"Received: axis={self.axis}, input shape {tuple(shape)}"
+        if rank < 2:
+            raise ValueError(f"Expected an input of rank 2 or more: a batch and its features. {received}")
+        if not self._given_axes():
+            raise ValueError(f"Expected at least one axis. {received}")
+        for axis in self._given_axes():
+            if not -rank <= axis < rank:
+                raise ValueError(f"Axis {axis} is out of bounds for input shape {tuple(shape)}. {received}")
+        if len(set(self._features(rank))) < len(self._given_axes()):
+            raise ValueError(f"Expected each axis once. {received}")
 
     def build(self, input_shape):
         self._check_axes(input_shape)
+        for axis in self._given_axes():
+            if input_shape[axis] is None:
+                raise ValueError(
+                    f"Axis {axis} of input tensor should have a defined dimension but the layer received an input "
+                    f"with shape {tuple(input_shape)}. Received: axis={self.axis}"
+                )
         # As in Keras, the sizes follow the axes as given in ascending order, negative ones first.
-        given = sorted(self.axis) if isinstance(self.axis, (list, tuple)) else [self.axis]
-        shape = tuple(input_shape[axis] for axis in given)
-        for name, wanted in (("gamma", self.scale), ("beta", self.center)):
+        sizes = {axis: input_shape[axis] for axis in sorted(self._given_axes())}
+        center, scale = self.center and not self.rms_scaling, self.scale or self.rms_scaling
+        for name, wanted in (("gamma", scale), ("beta", center)):
             if wanted:
                 kinds = ("initializer", "regularizer", "constraint")
-                options = {
-                    kind: getattr(self, part) for kind in kinds if (part := f"{name}_{kind}") in self._parts
-                }
-                setattr(self, name, self._add_parameter(name, shape, options))
-        rank = len(input_shape) if self._keeps_rank else None
-        self.input_spec = keras.layers.InputSpec(ndim=rank, axes={axis: input_shape[axis] for axis in given})
+                options = {kind: getattr(self, f"{name}_{kind}") for kind in kinds}
+                setattr(self, name, self._add_parameter(name, tuple(sizes.values()), options))
+        self.input_spec = keras.layers.InputSpec(
+            ndim=len(input_shape) if self._keeps_rank else None, axes=sizes
+        )
         self.built = True
 
     def _add_parameter(self, name, shape, options):
@@ -471,15 +520,44 @@ class _Normalization(keras.layers.Layer):
         return tuple(input_shape)
 
     def get_config(self):
-        config = {name: getattr(self, name) for name in self._config}
-        for part in self._parts:
-            config[part] = _kind(part).serialize(getattr(self, part))
+        config = {name: getattr(self, name) for name in self._arguments}
+        config = {
+            name: _kind(name).serialize(value) if _kind(name) else value for name, value in config.items()
+        }
         return {**super().get_config(), **config}
 
 
-def _kind(part):
-    """Keras's module of the initializers, regularizers or constraints, whichever the part is one of."""
-    return getattr(keras, f"{part.rpartition('_')[2]}s")
+def _kind(name):
+    """Keras's module of initializers, regularizers or constraints, if the argument is one of these."""
+    return {
+        "initializer": keras.initializers,
+        "regularizer": keras.regularizers,
+        "constraint": keras.constraints,
+    }.get(name.rpartition("_")[2])
+
+
+def _number(name, value, high):
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= high or math.isinf(number):
+        raise ValueError(f"`{name}` must be a number from 0 to {high:g}. Received: {name}={value!r}")
+    return number
+
+
+def _integer(name, value):
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"Expected an int or a list/tuple of ints for the argument '{name}'. Received: {value!r}"
+        ) from None
+
+
+def _check_floating(x):
+    if not x.dtype.is_floating:
+        raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}")
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -500,39 +578,24 @@ class LayerNormalization(_Normalization):
         rms_scaling: Keras's deprecated form, x divided by its deviation without centring, and no beta. Default False.
 
     Raises:
-        ValueError: an axis out of bounds, repeated or of unknown size; a negative epsilon.
+        ValueError: an input of rank 1; an axis out of bounds, repeated or of unknown size; a negative epsilon.
         TypeError: an axis that is no int; an input that is not floating-point.
 
     Reference: arXiv:1607.06450, equation 3.
     """
 
     _keeps_rank = False
-    _config = (*_Normalization._config, "rms_scaling")
-
-    def __init__(self, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **kwargs):
-        self.rms_scaling = kwargs.pop("rms_scaling", False)
-        if self.rms_scaling:
-            warnings.warn(
-                "rms_scaling=True divides by the deviation without centring; use RMSNormalization",
-                stacklevel=2,
-            )
-            center, scale = False, True
-        super().__init__(_integers("axis", axis), epsilon, center, scale, *parts, **kwargs)
-
-    def _reduction_axes(self, rank):
-        return tuple(self._features(rank))
+    _arguments = (
+        {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True} | _PARAMETERS | {"rms_scaling": False}
+    )
 
     def call(self, inputs):
         if not self.rms_scaling:
             return super().call(inputs)
         x = _widen(inputs)
         variance = tf.math.reduce_variance(x, self._features(x.shape.rank), keepdims=True)
-        y = (
-            x
-            * tf.math.rsqrt(variance + self.epsilon)
-            * tf.cast(self._broadcast(self.gamma, x.shape.rank), x.dtype)
-        )
-        return tf.cast(y, self.compute_dtype)
+        gamma = tf.cast(self._broadcast(self.gamma, x.shape.rank), x.dtype)
+        return tf.cast(x * tf.math.rsqrt(variance + self.epsilon) * gamma, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -544,19 +607,21 @@ class BatchNormalization(_Normalization):
         moving_mean     <- momentum * moving_mean     + (1 - momentum) * mean
         moving_variance <- momentum * moving_variance + (1 - momentum) * variance
 
-    In inference, and where `trainable` is False, the moving statistics take the place of the batch's.
+    In inference, and where `trainable` is False, the moving statistics take the place of the batch's. Statistics of
+    nothing (an empty batch, a mask that is False throughout) or that are not finite are not averaged in.
+
+    As with Keras's layer, a forward pass that is computed again (checkpointing) averages again, and inside
+    `tf.vectorized_map` the moving statistics are not updated.
 
     Shapes: input any rank from 2; gamma, beta and the moving statistics (size of `axis`,); output like the input.
 
     Args:
         axis: int, the feature axis; all others are averaged. Default -1.
         momentum: weight of the old moving statistics, from 0 to 1. Default 0.99.
-        epsilon: added to the variance, in the squared unit of the input. Default 1e-3.
-        center, scale: whether there is a beta, a gamma. Default True.
-        beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: default "zeros",
-            "ones", "zeros", "ones".
-        beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: default None.
+        moving_mean_initializer, moving_variance_initializer: default "zeros", "ones".
+        renorm: must be False: batch renormalization is another layer.
         synchronized: whether the statistics are those of all replicas together under `tf.distribute`. Default False.
+        epsilon, center, scale, and the options of gamma and beta: as in LayerNormalization.
 
     Call arguments:
         inputs: floating-point tensor.
@@ -565,43 +630,29 @@ class BatchNormalization(_Normalization):
             not count in the statistics.
 
     Raises:
-        ValueError: an axis out of bounds or of unknown size, a negative epsilon, a momentum outside [0, 1], a mask of
-            the wrong rank, `renorm=True` (batch renormalization is another layer).
-        TypeError: an axis that is no int; an input that is not floating-point.
+        ValueError: as LayerNormalization; a momentum outside [0, 1], a mask of the wrong shape, `renorm=True`.
+        TypeError: as LayerNormalization.
 
     Reference: arXiv:1502.03167, Algorithms 1 and 2.
     """
 
-    _config = (*_Normalization._config, "momentum", "synchronized")
-    _parts = {
-        "beta_initializer": "zeros",
-        "gamma_initializer": "ones",
-        "moving_mean_initializer": "zeros",
-        "moving_variance_initializer": "ones",
-    } | _Normalization._parts
+    _several_axes = False
+    _arguments = (
+        {"axis": -1, "momentum": 0.99, "epsilon": 1e-3, "center": True, "scale": True}
+        | {name: _PARAMETERS[name] for name in ("beta_initializer", "gamma_initializer")}
+        | {"moving_mean_initializer": "zeros", "moving_variance_initializer": "ones"}
+        | _PARAMETERS
+        | {"renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99, "synchronized": False}
+    )
     _statistics = ("moving_mean", "moving_variance")
+    _autocasts = True
+    _collect = None  # in `recalibrate`: takes the batch's statistics, and the moving ones stay
+    moving_mean = moving_variance = None
 
-    def __init__(
-        self,
-        axis=-1,
-        momentum=0.99,
-        epsilon=1e-3,
-        center=True,
-        scale=True,
-        *parts,
-        synchronized=False,
-        **options,
-    ):
-        if options.pop("renorm", False):
-            raise ValueError(
-                "Expected renorm=False: batch renormalization is not offered. Received: renorm=True"
-            )
-        for name in ("renorm_clipping", "renorm_momentum"):  # in Keras's configurations
-            options.pop(name, None)
-        super().__init__(_integer("axis", axis), epsilon, center, scale, *parts, **options)
-        self.autocast = True
-        self.momentum = _number("momentum", momentum, 0.0, 1.0)
-        self.synchronized = bool(synchronized)
+    def _checked(self, name, value):
+        if name == "renorm" and value:
+            raise ValueError(f"Expected renorm=False: it is not offered. Received: renorm={value!r}")
+        return super()._checked(name, value)
 
     def _reduction_axes(self, rank):
         return tuple(axis for axis in range(rank) if axis not in self._features(rank))
@@ -620,44 +671,52 @@ class BatchNormalization(_Normalization):
             setattr(self, name, weight)
 
     def call(self, inputs, training=None, mask=None):
-        if mask is not None and len(mask.shape) != len(inputs.shape) - 1:
-            raise ValueError(
-                "The mask provided should be one dimension less than the inputs. Received: "
-                f"mask.shape={tuple(mask.shape)}, inputs.shape={tuple(inputs.shape)}"
-            )
-        if mask is not None and not all(
-            m in (1, n) or None in (m, n) for m, n in zip(mask.shape, inputs.shape[:-1], strict=True)
-        ):
-            raise ValueError(
-                f"Expected a mask that broadcasts to {tuple(inputs.shape[:-1])}, the input's shape but for its last "
-                f"dimension. Received: mask.shape={tuple(mask.shape)}, inputs.shape={tuple(inputs.shape)}"
-            )
-        if not (training and self.trainable):
+        _check_mask(mask, inputs)
+        averages = training and self.trainable
+        if not (averages or self._collect):
             return self._infer(inputs)
         options = {}
         if mask is not None:
-            options["weights"] = tf.broadcast_to(tf.cast(mask, "float32")[..., None], tf.shape(inputs))
+            options["mask"] = tf.broadcast_to(tf.cast(mask, "bool")[..., None], tf.shape(inputs))
         if self.synchronized:
             options["all_reduce"] = _sum_over_replicas
         y, *statistics = self._standardize(inputs, **options)
-        self._average(statistics)
+        if self._collect:
+            counted = tf.size(inputs) if mask is None else tf.math.count_nonzero(options["mask"])
+            self._collect(counted, *statistics)
+        else:
+            self._average(statistics)
         return y
 
     def _infer(self, x):
         _check_floating(x)
         given = (self.moving_mean, self.moving_variance, self.gamma, self.beta)
         wide = [tf.cast(self._broadcast(p, x.shape.rank), _wide(x.dtype)) for p in given if p is not None]
-        plan = _Plan((), self.epsilon, True, None, self.scale, self.center, None, None)
+        plan = _Plan((), self.epsilon, scale=self.gamma is not None, shift=self.beta is not None)
         return tf.cast(_run(plan, _standardize_by, x, *wide), self.compute_dtype)
 
     def _average(self, statistics):
         for name, batch in zip(self._statistics, statistics, strict=True):
             moving = getattr(self, name)
             old = _widen(tf.convert_to_tensor(moving))
-            new = old * self.momentum + tf.cast(tf.reshape(batch, old.shape), old.dtype) * (
-                1.0 - self.momentum
-            )
-            moving.assign(tf.where(tf.math.is_finite(new), new, old))
+            batch = tf.cast(tf.reshape(batch, old.shape), old.dtype)
+            new = tf.cast(old * self.momentum + batch * (1.0 - self.momentum), moving.dtype)
+            moving.assign(tf.where(tf.math.is_finite(new), new, moving))
+
+
+def _check_mask(mask, inputs):
+    if mask is None:
+        return
+    received = f"Received: mask.shape={tuple(mask.shape)}, inputs.shape={tuple(inputs.shape)}"
+    if len(mask.shape) != len(inputs.shape) - 1:
+        raise ValueError(f"The mask provided should be one dimension less than the inputs. {received}")
+    if not all(m in (1, n) or None in (m, n) for m, n in zip(mask.shape, inputs.shape[:-1], strict=True)):
+        raise ValueError(f"Expected a mask that broadcasts to {tuple(inputs.shape[:-1])}. {received}")
+
+
+def _sum_over_replicas(t):
+    context = tf.distribute.get_replica_context()
+    return t if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, t)
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -669,41 +728,34 @@ class MeanOnlyBatchNormalization(BatchNormalization):
     Shapes, call arguments and errors: as BatchNormalization, without gamma and variance.
 
     Args:
-        axis: int, the feature axis. Default -1.
-        momentum: weight of the old moving mean, from 0 to 1. Default 0.99.
-        center: whether there is a beta. Default True.
-        **kwargs: beta's and the moving mean's options, `synchronized`, and a Keras layer's own arguments.
+        axis, momentum, center, synchronized, and the options of beta and of the moving mean: as there.
 
     Reference: arXiv:1602.07868, section 4.
     """
 
-    _config = ("axis", "momentum", "center", "synchronized")
-    _parts = {
-        part: default
-        for part, default in BatchNormalization._parts.items()
-        if "gamma" not in part and "variance" not in part
+    _arguments = {
+        name: default
+        for name, default in BatchNormalization._arguments.items()
+        if not name.startswith(("gamma", "scale", "epsilon", "renorm", "moving_variance"))
     }
     _statistics = ("moving_mean",)
+    scale = False
 
-    def __init__(self, axis=-1, momentum=0.99, center=True, **kwargs):
-        super().__init__(axis, momentum, center=center, scale=False, **kwargs)
-
-    def _standardize(self, x, weights=None, all_reduce=None):
+    def _standardize(self, x, mask=None, all_reduce=None):
         _check_floating(x)
-        axes = self._reduction_axes(x.shape.rank)
-        combine, count = _averaging(_Plan(axes, 0.0, True, None, False, False, weights, all_reduce), x)
         x_wide = _widen(x)
-        counted = x_wide if weights is None else tf.where(weights > 0, x_wide, 0.0)
-        mean = combine(_sum(counted, axes)) / count
-        return self._shift(x_wide, mean), tf.stop_gradient(mean)
+        plan = _Plan(self._reduction_axes(x.shape.rank), mask=mask, all_reduce=all_reduce)
+        count = _count(plan, x)
+        deviation, origin, residue = _centre(plan, x_wide, count)  # linear: its gradient needs no help
+        return self._shift(deviation), tf.stop_gradient(tf.where(count > 0, origin + residue, math.nan))
 
     def _infer(self, x):
         _check_floating(x)
-        return self._shift(_widen(x), self._broadcast(self.moving_mean, x.shape.rank))
+        mean = self._broadcast(self.moving_mean, x.shape.rank)
+        return self._shift(_widen(x) - tf.cast(mean, _wide(x.dtype)))
 
-    def _shift(self, x, mean):
-        y = x - tf.cast(mean, x.dtype)
-        y = y if self.beta is None else y + tf.cast(self._broadcast(self.beta, x.shape.rank), x.dtype)
+    def _shift(self, y):
+        y = y if self.beta is None else y + tf.cast(self._broadcast(self.beta, y.shape.rank), y.dtype)
         return tf.cast(y, self.compute_dtype)
 
 
@@ -718,47 +770,43 @@ class GroupNormalization(_Normalization):
     Args:
         groups: int, the number of groups; -1 for one group a channel. Default 32.
         axis: int, the channel axis. Default -1.
-        epsilon: added to the variance, in the squared unit of the input. Default 1e-3.
-        center, scale, and the initializers, regularizers and constraints of gamma and beta: as in LayerNormalization.
+        epsilon, center, scale, and the options of gamma and beta: as in LayerNormalization.
 
     Raises:
-        ValueError: groups that are not a positive int or -1, or that do not divide the channels; a bad axis.
-        TypeError: an axis that is no int; an input that is not floating-point.
+        ValueError: as LayerNormalization; groups that are not a positive int or -1, or that do not divide the channels.
+        TypeError: as LayerNormalization.
 
     Reference: arXiv:1803.08494, equation 7.
     """
 
-    _config = ("groups", *_Normalization._config)
+    _several_axes = False
+    _arguments = {"groups": 32, "axis": -1, "epsilon": 1e-3, "center": True, "scale": True} | _PARAMETERS
 
-    def __init__(self, groups=32, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **kwargs):
-        if not isinstance(groups, int) or (groups <= 0 and groups != -1):
+    def _checked(self, name, value):
+        if name == "groups" and (not isinstance(value, int) or (value <= 0 and value != -1)):
             raise ValueError(
                 "Received an invalid value for argument `groups`, expected a positive integer (or `-1` for instance "
-                f"normalization). Received: groups={groups}"
+                f"normalization). Received: groups={value!r}"
             )
-        super().__init__(_integer("axis", axis), epsilon, center, scale, *parts, **kwargs)
-        self.groups = groups
+        return super()._checked(name, value)
 
     def build(self, input_shape):
         self._check_axes(input_shape)
-        channel = self.axis % len(input_shape)
-        channels = input_shape[channel]
-        groups = channels if self.groups == -1 else self.groups
+        [channel], channels = self._features(len(input_shape)), input_shape[self.axis]
         if channel == 0:
             raise ValueError(f"Expected a channel axis other than the batch's. Received: axis={self.axis}")
-        if channels < groups:
+        groups = channels if self.groups == -1 else self.groups
+        if channels is not None and channels < groups:
             raise ValueError(
                 f"Number of groups ({groups}) cannot be more than the number of channels ({channels}). "
-                f"Received: groups={self.groups}, input shape {tuple(input_shape)}"
+                f"Received: groups={self.groups}"
             )
-        if channels % groups:
+        if channels is not None and channels % groups:
             raise ValueError(
-                f"Expected the groups to divide the channels: group size times groups must be a multiple of the number "
-                f"of channels ({channels}), exactly one. Received: groups={self.groups}, input shape "
-                f"{tuple(input_shape)}"
+                "Expected groups that divide the channels: their size times their number must be a multiple of the "
+                f"number of channels ({channels}). Received: groups={self.groups}"
             )
         super().build(input_shape)
-        # One group a channel needs no pooling.
         self._pooling = None if groups == channels else (channel, groups)
 
     def _reduction_axes(self, rank):
@@ -769,7 +817,7 @@ class GroupNormalization(_Normalization):
 
 
 @keras.saving.register_keras_serializable("normlib")
-class InstanceNormalization(_Normalization):
+class InstanceNormalization(GroupNormalization):
     """Standardize each channel of each sample over its positions (Ulyanov et al. 2016).
 
     The group normalization with one channel a group. Arguments, shapes and errors as there, without `groups`.
@@ -777,11 +825,10 @@ class InstanceNormalization(_Normalization):
     Reference: arXiv:1607.08022, equation 1.
     """
 
-    def __init__(self, axis=-1, epsilon=1e-3, center=True, scale=True, *parts, **kwargs):
-        super().__init__(_integer("axis", axis), epsilon, center, scale, *parts, **kwargs)
-
-    def _reduction_axes(self, rank):
-        return tuple(axis for axis in range(1, rank) if axis not in self._features(rank))
+    _arguments = {
+        name: default for name, default in GroupNormalization._arguments.items() if name != "groups"
+    }
+    groups = -1
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -802,65 +849,16 @@ class RMSNormalization(_Normalization):
     """
 
     _keeps_rank = False
-    _config, _parts = ("axis", "epsilon"), {}
-
-    def __init__(self, axis=-1, epsilon=1e-6, **kwargs):
-        super().__init__(_integers("axis", axis), epsilon, center=False, **kwargs)
-        self.supports_masking = False
-        self.autocast = True
+    _arguments = {"axis": -1, "epsilon": 1e-6}
+    _supports_mask, _autocasts, center = False, True, False
+    gamma_initializer, gamma_regularizer, gamma_constraint = "ones", None, None
 
     def _add_parameter(self, name, shape, options):
-        self.scale = self.add_weight(
-            shape=shape, name="scale", initializer="ones"
-        )  # Keras's name for this gamma
+        self.scale = self.add_weight(shape=shape, name="scale", **options)  # Keras's name for this gamma
         return self.scale
-
-    def _reduction_axes(self, rank):
-        return tuple(self._features(rank))
 
     def call(self, inputs):
         return self._standardize(inputs, center=False)[0]
-
-
-def _number(name, value, low, high=math.inf):
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not low <= number <= high or math.isinf(number):
-        raise ValueError(f"`{name}` must be a number from {low:g} to {high:g}. Received: {name}={value!r}")
-    return number
-
-
-def _integer(name, value):
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"Expected an int or a list/tuple of ints for the argument '{name}'. Received: {value!r}"
-        ) from None
-
-
-def _integers(name, value):
-    return (
-        [_integer(name, item) for item in value]
-        if isinstance(value, (list, tuple))
-        else _integer(name, value)
-    )
-
-
-def _check_floating(x):
-    if not x.dtype.is_floating:
-        raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}")
-
-
-def _sum_over_replicas(t):
-    context = tf.distribute.get_replica_context()
-    if context is None:
-        raise RuntimeError(
-            "Expected a synchronized layer to be called in a replica. Received: cross-replica context"
-        )
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, t)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -887,22 +885,26 @@ class WeightNormalization(keras.layers.Wrapper):
     """
 
     def __init__(self, layer, **kwargs):
+        if isinstance(layer, keras.layers.Layer):
+            kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, **kwargs)
-        if isinstance(layer, keras.layers.Embedding) or not (
+        if isinstance(layer, (keras.layers.Embedding, keras.layers.MultiHeadAttention)) or not (
             hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel") or not layer.built
         ):
             raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
+        self.supports_masking = layer.supports_masking
+        self.autocast = (
+            False  # lengths and directions keep their precision; the layer casts what it computes with
+        )
+        self._waits_for_data, self._kernels = False, []
 
     def build(self, input_shape=None):
         super().build(input_shape)
-        self._waits_for_data = False
-        self._kernels = []
         for name, v, axes in _kernels(self.layer):
-            length = tf.sqrt(tf.reduce_sum(tf.square(tf.convert_to_tensor(v)), axes))
             g = self.add_weight(
-                shape=tuple(length.shape),
+                shape=tuple(size for axis, size in enumerate(v.shape) if axis not in axes),
                 name=name.replace("kernel", "g"),
-                initializer=lambda *_, length=length, **__: length,
+                initializer=lambda *_, v=v, axes=axes, **__: _length(tf.convert_to_tensor(v), axes),
                 dtype=v.dtype,
             )
             setattr(self, g.name, g)
@@ -918,16 +920,25 @@ class WeightNormalization(keras.layers.Wrapper):
     def call(self, inputs, **kwargs):
         if self._waits_for_data:
             self._set_from_data(inputs)
-        computed = dict(zip((id(v) for v, _, _ in self._kernels), self.kernels(), strict=True))
-        trainable = [computed.get(id(v), v) for v in self.layer.trainable_variables]
-        fixed = [computed.get(id(v), v) for v in self.layer.non_trainable_variables]
-        return self.layer.stateless_call(trainable, fixed, inputs, **kwargs)[0]
+        kernels = dict(zip((id(v) for v, _, _ in self._kernels), self.kernels(), strict=True))
+        values = [(v, kernels.get(id(v), v)) for v in self.layer.variables]
+        # Within the scope, the layer reads w where it would read v.
+        with keras.StatelessScope(values, collect_losses=True) as scope:
+            before = dict(scope.state_mapping)
+            outputs = self.layer(inputs, **kwargs)
+        for variable in self.layer.non_trainable_variables:
+            if (value := scope.get_current_value(variable)) is not before[id(variable)]:
+                variable.assign(value)
+        for loss in scope.losses:
+            self.add_loss(loss)
+        return outputs
 
     def _set_from_data(self, inputs):
         """Give g and the bias the values with which these inputs have outputs of mean 0 and deviation 1."""
         layer, (_, _, g) = self.layer, self._kernels[-1]
-        if getattr(layer, "bias", None) is None:
-            raise ValueError(f"Expected a wrapped layer with a bias. Received: {layer!r}")
+        bias = getattr(layer, "bias", None)
+        if bias is None or len(bias.shape) != 1 or bias.shape[0] != math.prod(g.shape):
+            raise ValueError(f"Expected a wrapped layer with a bias for each output. Received: {layer!r}")
         self._waits_for_data, activation = False, layer.activation
         layer.activation = keras.activations.linear
         try:
@@ -951,9 +962,15 @@ class WeightNormalization(keras.layers.Wrapper):
 
     def remove(self):
         """Fold g and v back into the wrapped layer's kernel, and return that plain layer."""
+        if not self.built:
+            raise ValueError(f"Expected a layer that is built. Received: {self!r}")
         for (v, _, _), w in zip(self._kernels, self.kernels(), strict=True):
             v.assign(w)
         return self.layer
+
+
+def _length(v, axes):
+    return tf.sqrt(tf.reduce_sum(tf.square(v), axes))
 
 
 def _keep(g, axes):
@@ -1010,16 +1027,21 @@ def initialize_from_data(model, inputs):
         inputs: floating-point tensor, one batch of the model's inputs.
 
     Raises:
-        ValueError: the model holds no such layer, or one whose outputs do not vary, or one without a bias.
+        ValueError: the model holds no such layer, or one whose outputs do not vary, or one without a bias for each of
+            its outputs. The model is then as it was.
 
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), section 3.
     """
     layers = _layers_of(WeightNormalization, model)
     model(inputs)  # builds it
+    before = model.get_weights()
     for layer in layers:
         layer._waits_for_data = True
     try:
         model(inputs)
+    except Exception:
+        model.set_weights(before)
+        raise
     finally:
         for layer in layers:
             layer._waits_for_data = False
@@ -1029,43 +1051,51 @@ def recalibrate(model, data):
     """Make the moving statistics of every batch normalization exact averages over data.
 
     Moving averages lag behind the weights, and weight the last batches most. Here the weights stay, and each batch
-    counts by its size; that the batches' means differ is part of the variance.
+    counts by its elements; that the batches' means differ is part of the variance. Everything else in the model is as
+    in inference, so that the statistics are those that inference meets. The model runs eagerly.
 
     Args:
-        model: a Keras model that holds trainable `BatchNormalization` layers.
-        data: iterable of batches of inputs, such as a list of arrays or a `tf.data.Dataset`.
+        model: a Keras model that holds `BatchNormalization` or `MeanOnlyBatchNormalization` layers.
+        data: iterable of batches, such as a list of arrays or a `tf.data.Dataset`: inputs, or (inputs, targets) tuples.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: no such layer in the model, or no batch in the data.
+        ValueError: no such layer in the model, no batch in the data, or statistics that are not finite. The model is
+            then as it was.
 
     Reference: Wu and Johnson 2021 (arXiv:2105.07576), section 3.1.
     """
     layers = _layers_of(BatchNormalization, model)
-    kept = [layer.momentum for layer in layers]
-    count, sums = 0, 0.0
+    pooled = {layer.name: (0.0, 0.0, 0.0) for layer in layers}
+
+    def collect(name, count, mean, variance=0.0):
+        so_far, old_mean, old_variance = pooled[name]
+        count, mean, variance = (np.asarray(value, "float64") for value in (count, mean, variance))
+        if not np.isfinite(mean + variance).all():
+            raise ValueError(f"Expected data with finite statistics. Received: mean {mean} in {name}")
+        share, apart = count / (so_far + count), mean - old_mean
+        pooled[name] = (
+            so_far + count,
+            old_mean + share * apart,
+            old_variance + share * (variance - old_variance) + share * (1 - share) * apart**2,
+        )
+
+    for layer in layers:
+        layer._collect = functools.partial(collect, layer.name)
     try:
-        for layer in layers:
-            layer.momentum = 0.0  # the moving statistics become each batch's
         for batch in data:
-            model(batch, training=True)
-            mean, variance = (
-                [np.asarray(getattr(layer, name), "float64") for layer in layers]
-                for name in layers[0]._statistics
-            )
-            terms = [(m, v + m**2) for m, v in zip(mean, variance, strict=True)]
-            sums = sums + len(batch) * np.array(terms, dtype=object)
-            count += len(batch)
+            model(keras.utils.unpack_x_y_sample_weight(batch)[0], training=False)
     finally:
-        for layer, momentum in zip(layers, kept, strict=True):
-            layer.momentum = momentum
-    if not count:
-        raise ValueError("Expected at least one batch of data. Received: none")
-    for layer, (mean, square) in zip(layers, sums / count, strict=True):
-        layer.moving_mean.assign(mean)
-        layer.moving_variance.assign(np.maximum(square - mean**2, 0.0))
+        for layer in layers:
+            layer._collect = None
+    for layer in layers:
+        count, *statistics = pooled[layer.name]
+        if not count:
+            raise ValueError(f"Expected at least one batch of data that reaches {layer.name}. Received: none")
+        for name, value in zip(layer._statistics, statistics, strict=False):
+            getattr(layer, name).assign(np.reshape(value, getattr(layer, name).shape))
     return model
 
 
@@ -1074,8 +1104,9 @@ def fold(model):
 
     $$ w' = w s, \quad b' = \beta + (b - \mu) s, \quad s = \gamma / \sqrt{\sigma^2 + \epsilon} $$
 
-    Exact up to round-off, with any padding, where a normalization of the last axis directly follows a Dense layer or a
-    convolution (transposed, depthwise, separable too) without activation. Others stay as they are.
+    Exact up to round-off, with any padding, where a normalization of the last axis (of this module or Keras's) directly
+    follows a Dense layer or a convolution (transposed, depthwise, separable too) that has no activation and that
+    nothing else reads; in nested models too. Others stay as they are.
 
     Args:
         model: a built Sequential or Functional model; it is left unchanged.
@@ -1084,19 +1115,18 @@ def fold(model):
         A new model with the same outputs in inference; an identity stands where a normalization was.
 
     Raises:
-        TypeError: a model that is neither Sequential nor Functional.
+        TypeError: a model that is neither Sequential nor Functional, or that is not built.
     """
-    if not isinstance(model, (keras.Sequential, keras.Model)) or not hasattr(model, "inputs"):
-        raise TypeError(f"Expected a Sequential or Functional model. Received: {model!r}")
-    into = {}  # name of a layer -> the normalization that is folded into it
-    for norm in model.layers:
-        if type(norm) is BatchNormalization and (layer := _foldable_before(norm)) is not None:
-            into[layer.name] = norm
+    if not _has_graph(model):
+        raise TypeError(f"Expected a Sequential or Functional model that is built. Received: {model!r}")
+    into = _foldable(model)
     gone = {norm.name for norm in into.values()}
 
     def clone(layer):
         if layer.name in gone:
             return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy)
+        if _has_graph(layer):
+            return fold(layer)
         config = layer.get_config() | ({"use_bias": True} if layer.name in into else {})
         return type(layer).from_config(config)
 
@@ -1106,45 +1136,60 @@ def fold(model):
     options = {} if isinstance(model, keras.Sequential) else {"call_function": call}
     copy = keras.models.clone_model(model, clone_function=clone, **options)
     for layer in model.layers:
-        if layer.weights and layer.name not in gone:
+        if layer.weights and layer.name not in gone and not _has_graph(layer):
             weights = _fold(layer, into[layer.name]) if layer.name in into else layer.get_weights()
             copy.get_layer(layer.name).set_weights(weights)
     return copy
 
 
+def _has_graph(layer):
+    """Whether a layer is a Sequential or Functional model that is built."""
+    return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
+
+
 _FOLDABLE = (
-    keras.layers.Dense,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-    *_TRANSPOSED,
-    *_DEPTHWISE,
+    *(keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
+    *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D, *_TRANSPOSED, *_DEPTHWISE),
 )
 
 
-def _foldable_before(norm):
-    """The layer that a normalization can be folded into: its only input, read by nothing else, linear; or None."""
-    nodes = norm._inbound_nodes
-    if (
-        len(nodes) != 1
-        or len(nodes[0].parent_nodes) != 1
-        or norm._features(rank := norm.input_spec.ndim) != [rank - 1]
-    ):
-        return None
-    layer = nodes[0].parent_nodes[0].operation
+def _foldable(model):
+    """The normalizations that can be folded, by the name of the layer that each is folded into."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    nodes = [node for of_depth in graph._nodes_by_depth.values() for node in of_depth]
+    calls, readers = (
+        collections.defaultdict(list),
+        collections.Counter(
+            tensor._keras_history.operation.name for tensor in keras.tree.flatten(graph.outputs)
+        ),
+    )
+    for node in nodes:
+        calls[node.operation.name].append(node)
+        readers.update(parent.operation.name for parent in node.parent_nodes)
+    found = {}
+    for norm in model.layers:
+        if type(norm) not in (BatchNormalization, keras.layers.BatchNormalization):
+            continue
+        [call, *others] = calls[norm.name]
+        layer = call.parent_nodes[0].operation if call.parent_nodes else None
+        alone = not others and layer is not None and len(calls[layer.name]) == readers[layer.name] == 1
+        last = norm.axis in (-1, norm.input_spec.ndim - 1)
+        if alone and last and not call.arguments.kwargs.get("training") and _is_linear(layer):
+            found[layer.name] = norm
+    return found
+
+
+def _is_linear(layer):
     channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
-    if not isinstance(layer, _FOLDABLE) or channels_first or layer.activation is not keras.activations.linear:
-        return None
-    return layer if len(layer._outbound_nodes) == len(layer._inbound_nodes) == 1 else None
+    return (
+        isinstance(layer, _FOLDABLE) and not channels_first and layer.activation is keras.activations.linear
+    )
 
 
 def _fold(layer, norm):
     """The layer's weights, with the normalization in its last kernel and in its bias."""
-    scale = (1.0 if norm.gamma is None else norm.gamma.numpy()) / np.sqrt(
-        norm.moving_variance.numpy() + norm.epsilon
-    )
+    std = np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
+    scale = (1.0 if norm.gamma is None else norm.gamma.numpy()) / std
     shift = 0.0 if norm.beta is None else norm.beta.numpy()
     bias = layer.bias.numpy() if layer.use_bias else 0.0
     *others, (_, kernel, axes) = _kernels(layer)
@@ -1159,7 +1204,7 @@ def _fold(layer, norm):
 
 def _layers_of(kind, model):
     """All layers of a kind in a model, nested ones too."""
-    found = [layer for layer in model._flatten_layers() if type(layer) is kind]
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
     if not found:
         raise ValueError(f"Expected a model with {kind.__name__} layers. Received: {model!r}")
     return found
