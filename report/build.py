@@ -723,7 +723,7 @@ def write_pdf(document, folder):
         raise BuildError(f"Typst: {error}") from error
 
 
-FULL_WIDTH = 8.0 * 72  # points of a figure as wide as the text
+FULL_WIDTH = 16.4 / 2.54 * 72  # points of the text's width in template.typ: figures are not scaled
 WHOLE = 14  # rows of a table that stays on one page; longer ones break
 
 

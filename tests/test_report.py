@@ -10,7 +10,6 @@ import nbformat
 import numpy as np
 import pypdf
 import pytest
-from matplotlib.colors import to_rgb
 
 import build
 from study import present
@@ -228,17 +227,6 @@ def test_of_a_long_line_a_few_hundred_points_are_given():
     assert len(drawn) == 300
     assert drawn.iloc[[0, -1]]["y"].tolist() == [0, 99_999]
     plt.close(figure)
-
-
-def test_a_method_is_known_by_its_colour_and_by_its_line_alone():
-    def luminance(colour):
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-        return np.dot([0.2126, 0.7152, 0.0722], linear)
-
-    assert present.COLORS.keys() == present.LINES.keys()
-    assert len({str(line) for line in present.LINES.values()}) == len(present.LINES)
-    for method, colour in present.COLORS.items():
-        assert 1.05 / (luminance(colour) + 0.05) >= 3, method
 
 
 # --- what can go wrong ---------------------------------------------------------------------------------------------

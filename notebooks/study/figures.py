@@ -1,31 +1,56 @@
-"""The study's figures: each function draws one and returns it; captions come from `findings`."""
+"""The study's figures: each function draws one and returns it; captions come from `findings`.
+
+What is drawn is the data: where there are zeros, the scale makes room for them. Legends stand above the panels, where
+they cover nothing.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from study import equivalence, present, statistics
 
+WIDE = 6.3  # inches: the text of the PDF, so that nothing is scaled there
+CONTROLS = (
+    "WN",
+    "WN+MO",
+    "input",
+    "first",
+    "affine",
+    "DyT",
+)  # what does not normalize activations by themselves
+
 
 def accuracy_curves(groups, seed=None):
-    """Test accuracy by step: the mean over the seeds, each run faintly behind it.
+    """Test accuracy by step, and below it each group's paired difference from the first, with its 95 % t-interval.
 
     Args:
-        groups: dict label -> list of History. A label of the form "TensorFlow's BN" has BN's colour, dashed.
+        groups: dict label -> list of History. "TensorFlow's BN" is drawn over BN, thin and black.
         seed: draw the runs of this seed alone. Default None: all.
     """
-    figure, axes = plt.subplots()
+    figure, (above, below) = plt.subplots(2, 1, figsize=(5.2, 4.3), sharex=True, height_ratios=(3, 2))
+    first = None
     for label, histories in groups.items():
         if seed is not None:
             histories = [h for h in histories if h.run.seed == seed]
-        look = _look(label)
         steps = histories[0].steps
-        accuracy = np.array([h.accuracy for h in histories])
+        look = _look(label, len(steps))
+        accuracy = 100 * np.array([h.accuracy for h in histories])
         if len(histories) > 1:
-            axes.plot(steps, accuracy.T, **look | {"lw": 0.8, "alpha": 0.3, "label": None})
-        axes.plot(steps, accuracy.mean(axis=0), label=label, **look)
-    axes.set(xlabel="step", ylabel="test accuracy")
-    axes.legend(loc="lower right")
-    return figure
+            above.plot(steps, accuracy.T, **look | {"lw": 0.6, "alpha": 0.3, "label": None, "marker": ""})
+        above.plot(steps, accuracy.mean(axis=0), label=present.short(label), **look)
+        if first is None:
+            first = accuracy
+            continue
+        mean, low, high = np.transpose([statistics.mean_interval(d)[:3] for d in (accuracy - first).T])
+        below.fill_between(steps, low, high, color=look["color"], alpha=0.2, lw=0)
+        below.plot(steps, mean, label=present.short(label), **look)
+    below.axhline(0.0, color="0.35", lw=0.8)
+    above.set_ylabel("test accuracy, %")
+    below.set(xlabel="step", ylabel=f"minus {present.short(next(iter(groups)))}, points")
+    figure.align_ylabels()
+    return _finished(figure)
 
 
 def drift_curves(drifts, titles):
@@ -35,65 +60,248 @@ def drift_curves(drifts, titles):
         drifts: dict fault name -> DataFrame, of `equivalence.fault_drifts`.
         titles: of the two panels.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8))
+    figure, panels = plt.subplots(1, 2, figsize=(WIDE, 2.8))
     shown = (drifts[equivalence.BOTH_FAULTS], drifts[equivalence.NO_FAULT])
     for axes, title, drift in zip(panels, titles, shown, strict=True):
-        for parameter, marker, dash in zip(_parameters(drift), "os^", ("-", "--", ":"), strict=False):
+        for place, parameter in enumerate(_parameters(drift)):
             rows = drift[drift.parameter == parameter]
-            name = parameter.split("/")[-1]
-            axes.plot(rows.step, rows["mean"], ls=dash, marker=marker, ms=3, color="0.2", label=_symbol(name))
-        axes.axhline(0.0, color="0.7", lw=0.8)
-        axes.set(title=title, xlabel="step", ylabel="mean difference")
-        axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
-        axes.legend()
-    return figure
+            look = present.style(place, points=len(rows))
+            axes.plot(rows.step, rows["mean"], label=_symbol(parameter.split("/")[-1]), **look)
+        axes.axhline(0.0, color="0.35", lw=0.8)
+        axes.set(title=title, xlabel="step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.ticklabel_format(axis="y", scilimits=(-3, 3))
+    panels[0].set_ylabel("mean difference")
+    return _finished(figure)
 
 
 def attribution(drifts):
     """The largest difference of any parameter by step, one line for each combination of faults."""
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(figsize=(5.2, 3.4))
     largest = {label: drift.groupby("step")["largest"].max() for label, drift in drifts.items()}
-    positive = [v for series in largest.values() for v in series if v > 0]
-    floor = min(positive) / 10 if positive else 1e-12
-    for (label, series), dash, marker in zip(largest.items(), ("-", "--", "-.", ":"), "os^D", strict=False):
-        axes.semilogy(series.index, series.clip(lower=floor), ls=dash, marker=marker, ms=3, label=label)
+    for place, (label, series) in enumerate(largest.items()):
+        axes.plot(series.index, series, label=label, **present.style(place, points=len(series)))
     axes.set(xlabel="step", ylabel="largest difference of a parameter")
-    axes.legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
-    return figure
+    _logarithmic_from_zero(axes, "y", np.concatenate(list(largest.values())))
+    return _finished(figure, columns=2)
 
 
 def ablation_curves(arms):
     """Mean accuracy by step of each (axes, repeated) arm, one panel for sane and one for repeated updates."""
-    figure, panels = plt.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
-    dashes = dict(zip(dict.fromkeys(axes for axes, _ in arms), ("-", "--", ":"), strict=False))
+    figure, panels = plt.subplots(1, 2, figsize=(WIDE, 3.0), sharey=True)
+    places = {axes: place for place, axes in enumerate(dict.fromkeys(axes for axes, _ in arms))}
     for panel, repeated in zip(panels, (False, True), strict=True):
         for (axes, arm_repeated), histories in arms.items():
             if arm_repeated == repeated:
-                accuracy = np.array([h.accuracy for h in histories])
-                colour = f"C{list(dashes).index(axes)}"
-                panel.plot(histories[0].steps, accuracy.T, color=colour, ls=dashes[axes], lw=0.8, alpha=0.3)
-                panel.plot(
-                    histories[0].steps, accuracy.mean(axis=0), color=colour, ls=dashes[axes], label=axes
-                )
+                steps = histories[0].steps
+                look = present.style(places[axes], points=len(steps))
+                accuracy = 100 * np.array([h.accuracy for h in histories])
+                panel.plot(steps, accuracy.T, **look | {"lw": 0.5, "alpha": 0.3, "marker": ""})
+                panel.plot(steps, accuracy.mean(axis=0), label=axes, **look)
         panel.set(title="t updates at step t" if repeated else "one update a step", xlabel="step")
-        panel.legend(loc="lower right", title="averaged over")
-    panels[0].set_ylabel("test accuracy")
-    return figure
+    panels[0].set_ylabel("test accuracy, %")
+    return _finished(figure, title="averaged over")
 
 
 def accuracy_points(groups):
     """Final test accuracy: every seed as a point, the mean with its t-interval beside them."""
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(figsize=(5.2, 2.9))
     for place, (label, histories) in enumerate(groups.items()):
-        values = [h.accuracy[-1] for h in histories]
+        values = [100 * h.accuracy[-1] for h in histories]
         mean, low, high = statistics.mean_interval(values)
-        colour = _look(label)["color"]
-        axes.plot([place - 0.12] * len(values), values, "o", color=colour, alpha=0.5, ms=4)
-        axes.errorbar(
-            place + 0.12, mean, [[mean - low], [high - mean]], fmt="D", color=colour, capsize=4, ms=5
-        )
-    axes.set(xticks=range(len(groups)), xticklabels=list(groups), ylabel="final test accuracy")
+        look = _look(label, 1) | {"ls": "none"}
+        axes.plot([place - 0.12] * len(values), values, **look | {"alpha": 0.45, "mew": 0})
+        axes.errorbar(place + 0.12, mean, [[mean - low], [high - mean]], capsize=4, ms=7, **look)
+    names = [present.short(label) for label in groups]
+    axes.set(xticks=range(len(groups)), xticklabels=names, ylabel="final test accuracy, %")
+    axes.grid(visible=False, axis="x")
     return figure
+
+
+def rate_curves(frame):
+    """Accuracy on the held-out images by learning rate, a line for each method, its best rate ringed."""
+    figure, panels = _methods_and_controls(frame)
+    for axes, of_panel in panels:
+        for method, rows in of_panel.groupby("method", sort=False):
+            rows = rows.sort_values("rate")
+            look = _look(method, 1)
+            axes.semilogx(rows.rate, 100 * rows.accuracy, label=present.short(method), **look)
+            best = rows.loc[rows.accuracy.idxmax()]
+            axes.scatter(best.rate, 100 * best.accuracy, 90, facecolors="none", edgecolors=look["color"])
+        axes.set_xlabel("learning rate")
+    panels[0][0].set_ylabel("held-out accuracy, %")
+    return _finished(figure, columns=5)
+
+
+def budget_curves(frame):
+    """The expected best accuracy by the number of learning rates tried, a line for each method."""
+    figure, panels = _methods_and_controls(frame)
+    for axes, of_panel in panels:
+        for method, rows in of_panel.groupby("method", sort=False):
+            axes.plot(rows.tried, 100 * rows.accuracy, label=present.short(method), **_look(method, 1))
+        axes.set_xlabel("learning rates tried")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0][0].set_ylabel("expected best accuracy, %")
+    return _finished(figure, columns=5)
+
+
+def _methods_and_controls(frame):
+    """A figure of two panels with their rows: the normalizations of activations, and all else; plain in both."""
+    figure, panels = plt.subplots(1, 2, figsize=(WIDE, 3.6), sharex=True, sharey=True)
+    control = frame.method.isin(CONTROLS)
+    panels[0].set_title("activations normalized")
+    panels[1].set_title("weights, and controls")
+    return figure, list(
+        zip(panels, (frame[~control], frame[control | (frame.method == "none")]), strict=True)
+    )
+
+
+def batch_curves(frame):
+    """Accuracy on the held-out images by the size of the batch, normalized behind the convolution or a dense layer."""
+    figure, panels = plt.subplots(1, 2, figsize=(WIDE, 3.0), sharey=True)
+    dense = frame.method.str.endswith(", dense")
+    titles = ("behind the convolution", "behind the dense layer")
+    for axes, rows, title in zip(panels, (frame[~dense], frame[dense]), titles, strict=True):
+        for method, of_method in rows.groupby("method", sort=False):
+            method = method.removesuffix(", dense")
+            look = _look(method, 1)
+            axes.plot(of_method["size"], 100 * of_method.accuracy, label=present.short(method), **look)
+        axes.set_xscale("log", base=2)
+        axes.set(title=title, xlabel="images in a batch", xticks=sorted(set(frame["size"])))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    panels[0].set_ylabel("held-out accuracy, %")
+    return _finished(figure)
+
+
+# --- mechanisms --------------------------------------------------------------------------------------------------
+
+
+def invariance_map(changes, expected, rows, columns):
+    """How much each transformation changes each method's output, as colours; theory's word in each field."""
+    figure, axes = plt.subplots(figsize=(WIDE, 4.0))
+    image = axes.imshow(changes, cmap="cividis", norm=LogNorm(1e-16, 1.0, clip=True), aspect="auto")
+    for (i, j), same in np.ndenumerate(expected):
+        word, ink = "same" if same else "changes", "white" if changes[i, j] < 1e-8 else "black"
+        axes.text(j, i, word, ha="center", va="center", size=8, color=ink)
+    axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
+    axes.grid(visible=False)
+    figure.colorbar(image, location="bottom", aspect=40, label="largest relative change of the output")
+    return figure
+
+
+def epsilon_shares(shares):
+    """The distribution of epsilon's share of the variance, one panel for each kind of averaged set."""
+    names = list(dict.fromkeys(shares.set))
+    figure, panels = plt.subplots(1, len(names), figsize=(WIDE, 2.9), sharey=True)
+    for axes, name in zip(panels, names, strict=True):
+        of_set = shares[shares.set == name]
+        for place, epsilon in enumerate(dict.fromkeys(of_set.epsilon)):
+            share = 100 * np.sort(of_set.share[of_set.epsilon == epsilon])
+            part = np.linspace(0, 100, len(share))
+            axes.plot(share, part, label=f"ε = {epsilon:.0e}".replace("e-0", "e-"), **present.style(place))
+            look = present.style(place, points=1)
+            axes.scatter(np.median(share), 50, 30, color=look["color"], marker=look["marker"], zorder=3)
+        axes.set(title=f"variance over {name}", xlabel="ε / (variance + ε), %", xlim=(-3, 103))
+    panels[0].set_ylabel("sets with a smaller share, %")
+    return _finished(figure)
+
+
+def depth_curves(frame):
+    """Cosine between samples, and the gradient's growth, by layer."""
+    figure, panels = plt.subplots(1, 2, figsize=(WIDE, 2.9))
+    for method, rows in frame.groupby("method", sort=False):
+        for axes, column in zip(panels, ("cosine", "growth"), strict=True):
+            axes.plot(rows.layer, rows[column], label=present.short(method), **_look(method, len(rows)))
+    theory = (("1/π", 1 / np.pi), ("π/(π−1)", np.pi / (np.pi - 1)))
+    for axes, (name, value) in zip(panels, theory, strict=True):
+        axes.axhline(value, color="0.35", lw=0.8)
+        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), va="center", size=8)
+        axes.set_xlabel("layer")
+    panels[0].set(ylabel="mean cosine between samples", ylim=(0, 1.02))
+    panels[1].set_ylabel("growth of the squared gradient")
+    return _finished(figure)
+
+
+def conservation_curves(bn, channels):
+    """What stays and what moves in training with BN and with LN over the channels."""
+    length = ("length", "error of the length law")
+    frames = [
+        ("BN", bn, [("kernel", "weights"), ("bias", "bias before BN"), length]),
+        ("LN-C", channels, [("kernel", "weights"), ("filters", "sum of all filters")]),
+    ]
+    figure, panels = plt.subplots(1, len(frames), figsize=(WIDE, 3.0), sharey=True)
+    names = list(dict.fromkeys(label for _, _, lines in frames for _, label in lines))
+    for axes, (title, frame, lines) in zip(panels, frames, strict=True):
+        for column, label in lines:
+            look = present.style(names.index(label), points=len(frame))
+            axes.plot(frame.step, frame[column], label=label, **look)
+        axes.set(title=title, xlabel="step")
+    panels[0].set_ylabel("absolute change")
+    drawn = [frame[column] for _, frame, lines in frames for column, _ in lines]
+    _logarithmic_from_zero(panels[0], "y", np.concatenate(drawn))
+    return _finished(figure)
+
+
+def statistics_curves(frame):
+    """Test accuracy of one network by step, with each kind of statistics, side by side where they coincide."""
+    figure, axes = plt.subplots()
+    steps = sorted(set(frame.step))
+    for place, (name, rows) in enumerate(frame.groupby("statistics", sort=False)):
+        beside = np.searchsorted(steps, rows.step) + 0.07 * (place - 1.5)
+        axes.plot(beside, 100 * rows.accuracy, label=name, **present.style(place, points=1))
+    axes.set(xlabel="step", ylabel="test accuracy, %", xticks=range(len(steps)), xticklabels=steps)
+    return _finished(figure, columns=2)
+
+
+def mechanism_bars(table, twin):
+    """The drift that each mechanism makes, in float32 and in float64; and that of a one-ulp twin."""
+    figure, axes = plt.subplots(figsize=(WIDE, 3.8))
+    places = np.arange(len(table))
+    for column, shift, colour in (("float32", -0.2, "#333333"), ("float64", 0.2, "#8c8c8c")):
+        axes.barh(places + shift, table[column], 0.38, color=colour, label=column)
+    axes.axvline(twin, color="black", ls=":", lw=1.2, label="one-ulp twin, float32")
+    axes.set(yticks=places, yticklabels=table.mechanism, xlabel="largest difference of γ or β")
+    _logarithmic_from_zero(axes, "x", np.concatenate([table.float32, table.float64]))
+    axes.invert_yaxis()
+    axes.set_axisbelow(True)
+    axes.grid(visible=False, axis="y")
+    return _finished(figure)
+
+
+def landscape_curves(frame):
+    """How far the loss and the gradient range along each step's direction, a line for each method."""
+    figure, panels = plt.subplots(1, 2, figsize=(WIDE, 2.9))
+    for method, rows in frame.groupby("method", sort=False):
+        label, look = present.short(method), _look(method, len(rows))
+        panels[0].semilogy(rows.step, rows.highest - rows.lowest, label=label, **look)
+        panels[1].semilogy(rows.step, rows.change, label=label, **look)
+    panels[0].set_ylabel("range of the loss, nats")
+    panels[1].set_ylabel("relative change of the gradient")
+    for axes in panels:
+        axes.set_xlabel("step")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    return _finished(figure)
+
+
+def percentile_curves(frame):
+    """Accuracy, and the percentiles of what goes into one unit, without and with BN: three panels."""
+    figure, panels = plt.subplots(1, 3, figsize=(WIDE, 2.9))
+    names = {"high": "85th percentile", "middle": "50th", "low": "15th"}
+    for axes, (method, rows) in zip(panels[1:], frame.groupby("method", sort=False), strict=True):
+        look = _look(method, len(rows))
+        panels[0].plot(rows.step, 100 * rows.accuracy, label=present.short(method), **look)
+        for place, (column, name) in enumerate(names.items()):
+            axes.plot(rows.step, rows[column], label=name, **present.style(place, points=len(rows)))
+        axes.set(title=f"unit's input, {present.short(method)}", xlabel="step")
+    panels[1].sharey(panels[2])
+    panels[0].set(title="test accuracy, %", xlabel="step")
+    return _finished(figure, columns=5)
+
+
+# --- shared ------------------------------------------------------------------------------------------------------
 
 
 def _parameters(drift):
@@ -106,184 +314,29 @@ def _symbol(name):
     return {"gamma": "γ", "beta": "β", "kernel": "v"}.get(name, name)
 
 
-def _look(label):
+def _look(label, points=None):
     method = label.removeprefix("TensorFlow's ")
-    return present.style(method, reference=method != label)
+    return present.style(method, reference=method != label, points=points)
 
 
-def rate_curves(frame):
-    """Accuracy on the held-out images by learning rate, a line for each method."""
-    figure, axes = plt.subplots()
-    for method, rows in frame.groupby("method", sort=False):
-        rows = rows.sort_values("rate")
-        axes.semilogx(rows.rate, rows.accuracy, marker="o", ms=3, label=method, **present.style(method))
-    axes.set(xlabel="learning rate", ylabel="held-out accuracy")
-    axes.legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
-    return figure
+def _logarithmic_from_zero(axes, direction, values):
+    """Give an axis, "x" or "y", a logarithmic scale that begins with a place for zero."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    ends = np.log10([positive.min(), positive.max()]) if len(positive) else (-1.0, 0.0)
+    low, high = np.floor(ends[0]), np.ceil(ends[1])
+    getattr(axes, f"set_{direction}scale")("symlog", linthresh=10.0**low, linscale=0.5)
+    axis = getattr(axes, f"{direction}axis")
+    decades = np.arange(low, high + 1, max(1, (high - low) // 6))
+    axis.set_ticks([0.0, *10.0 ** decades[1:]])
+    axis.set_minor_locator(NullLocator())
 
 
-def budget_curves(frame):
-    """The expected best accuracy by the number of learning rates tried, a line for each method."""
-    figure, axes = plt.subplots()
-    for method, rows in frame.groupby("method", sort=False):
-        axes.plot(rows.tried, rows.accuracy, marker="o", ms=3, label=method, **present.style(method))
-    axes.set(xlabel="learning rates tried", ylabel="expected best accuracy")
-    axes.legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
-    return figure
-
-
-def batch_curves(frame):
-    """Accuracy on the held-out images by the size of the batch, normalized behind the convolution or a dense layer."""
-    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8), sharey=True)
-    dense = frame.method.str.endswith(", dense")
-    for axes, rows, title in zip(
-        panels,
-        (frame[~dense], frame[dense]),
-        ("behind the convolution", "behind the dense layer"),
-        strict=True,
-    ):
-        for method, of_method in rows.groupby("method", sort=False):
-            method = method.removesuffix(", dense")
-            axes.semilogx(
-                of_method["size"],
-                of_method.accuracy,
-                base=2,
-                marker="o",
-                ms=3,
-                label=method,
-                **present.style(method),
-            )
-        axes.set(title=title, xlabel="images in a batch", xticks=sorted(set(frame["size"])))
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.legend()
-    panels[0].set_ylabel("held-out accuracy")
-    return figure
-
-
-# --- mechanisms --------------------------------------------------------------------------------------------------
-
-
-def invariance_map(changes, expected, rows, columns):
-    """How much each transformation changes each method's output, as colours; theory's word in each field."""
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
-    shown = np.log10(np.maximum(changes, 1e-16))
-    image = axes.imshow(shown, cmap="cividis", vmin=-16, vmax=0, aspect="auto")
-    for (i, j), same in np.ndenumerate(expected):
-        axes.text(
-            j,
-            i,
-            "same" if same else "changes",
-            ha="center",
-            va="center",
-            size=7,
-            color="white" if shown[i, j] < -8 else "black",
-        )
-    axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
-    axes.grid(visible=False)
-    figure.colorbar(image, label="largest relative change, powers of ten")
-    return figure
-
-
-def epsilon_shares(shares):
-    """The distribution of epsilon's share of the variance, one panel for each kind of averaged set."""
-    names = list(dict.fromkeys(shares.set))
-    figure, panels = plt.subplots(1, len(names), figsize=(7.2, 2.8), sharey=True)
-    for axes, name in zip(panels, names, strict=True):
-        of_set = shares[shares.set == name]
-        for epsilon, dash in zip(dict.fromkeys(of_set.epsilon), ("-", "--", ":"), strict=False):
-            share = np.sort(of_set.share[of_set.epsilon == epsilon])
-            part = np.linspace(0, 1, len(share))
-            axes.plot(share, part, ls=dash, color="0.2", label=f"ε = {epsilon:.0e}")
-        axes.set(title=f"variance over {name}", xlabel="ε / (variance + ε)", xlim=(-0.02, 1.02))
-        axes.legend()
-    panels[0].set_ylabel("part of the sets below")
-    return figure
-
-
-def depth_curves(frame):
-    """Cosine between samples, and the gradient's growth, by layer."""
-    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8))
-    for method, rows in frame.groupby("method", sort=False):
-        for axes, column in zip(panels, ("cosine", "growth"), strict=True):
-            axes.plot(rows.layer, rows[column], label=method, **present.style(method))
-    panels[0].axhline(1 / np.pi, color="0.6", lw=0.8)
-    panels[0].set(xlabel="layer", ylabel="mean cosine between samples", ylim=(0, 1.02))
-    panels[1].axhline(np.pi / (np.pi - 1), color="0.6", lw=0.8)
-    panels[1].set(xlabel="layer", ylabel="growth of the squared gradient")
-    panels[0].legend()
-    return figure
-
-
-def conservation_curves(bn, channels):
-    """What stays and what moves in training with BN and with LN over the channels."""
-    length = ("length", "error of the length law")
-    frames = [
-        ("BN", bn, [("kernel", "weights"), ("bias", "bias before it"), length]),
-        ("LN over channels", channels, [("kernel", "weights"), ("filters", "sum of all filters")]),
-    ]
-    figure, panels = plt.subplots(1, len(frames), figsize=(7.2, 2.8), sharey=True)
-    for axes, (title, frame, lines) in zip(panels, frames, strict=True):
-        for (column, label), dash in zip(lines, ("-", "--", ":", "-."), strict=False):
-            axes.semilogy(frame.step, np.maximum(frame[column], 1e-12), ls=dash, color="0.2", label=label)
-        axes.set(title=title, xlabel="step")
-        axes.legend()
-    panels[0].set_ylabel("absolute change")
-    return figure
-
-
-def statistics_curves(frame):
-    """Test accuracy of one network by step, with each kind of statistics."""
-    figure, axes = plt.subplots()
-    for (name, rows), dash, marker in zip(
-        frame.groupby("statistics", sort=False), ("-", "--", "-.", ":"), "os^D", strict=False
-    ):
-        axes.semilogx(rows.step, rows.accuracy, ls=dash, marker=marker, ms=4, label=name)
-    axes.set(xlabel="step", ylabel="test accuracy")
-    axes.legend()
-    return figure
-
-
-def mechanism_bars(table):
-    """The drift that each mechanism makes, in float32 and in float64, beside the twins' band."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.0))
-    floor = 1e-19
-    places = np.arange(len(table))
-    axes.barh(places - 0.2, np.maximum(table.float32, floor), 0.38, left=floor, color="0.35", label="float32")
-    axes.barh(
-        places + 0.2, np.maximum(table.float64, floor), 0.38, left=floor, color="#E69F00", label="float64"
-    )
-    axes.set_xscale("log")
-    axes.set(
-        yticks=places, yticklabels=table.mechanism, xlim=(floor, 1), xlabel="largest difference of γ or β"
-    )
-    axes.invert_yaxis()
-    axes.set_axisbelow(True)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    return figure
-
-
-def landscape_curves(frame):
-    """How far the loss and the gradient range along each step's direction, a line for each method."""
-    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8))
-    for method, rows in frame.groupby("method", sort=False):
-        panels[0].semilogy(rows.step, rows.highest - rows.lowest, label=method, **present.style(method))
-        panels[1].semilogy(rows.step, rows.change, label=method, **present.style(method))
-    panels[0].set(xlabel="step", ylabel="range of the loss, nats")
-    panels[1].set(xlabel="step", ylabel="relative change of the gradient")
-    panels[0].legend()
-    return figure
-
-
-def percentile_curves(frame):
-    """Accuracy, and the percentiles of what goes into one unit, without and with BN: three panels."""
-    figure, panels = plt.subplots(1, 3, figsize=(7.2, 2.5))
-    for axes, (method, rows) in zip(panels[1:], frame.groupby("method", sort=False), strict=True):
-        panels[0].plot(rows.step, rows.accuracy, label=method, **present.style(method))
-        for column, part in (("high", "85th"), ("middle", "50th"), ("low", "15th")):
-            axes.plot(rows.step, rows[column], lw=1.6 if column == "middle" else 0.9, color="0.2")
-            axes.annotate(part, (rows.step.iloc[-1], rows[column].iloc[-1]), size=7, va="bottom", ha="right")
-        axes.set(title=method, xlabel="step", ylabel="input of the unit" if axes is panels[1] else None)
-    panels[1].sharey(panels[2])
-    panels[0].set(xlabel="step", ylabel="test accuracy")
-    panels[0].legend()
+def _finished(figure, columns=4, title=None):
+    """The figure with one legend for all its panels above them."""
+    handles = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside upper left", ncols=columns, title=title)
     return figure

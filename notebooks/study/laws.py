@@ -60,12 +60,12 @@ class Case:
 METHODS = {
     "BN": (normlib.BatchNormalization, {}),
     "LN-C": (normlib.LayerNormalization, {}),
-    "LN-HWC": (normlib.LayerNormalization, {"axis": [1, 2, 3]}),
+    "LN": (normlib.LayerNormalization, {"axis": [1, 2, 3]}),
     "IN": (normlib.InstanceNormalization, {}),
     "GN": (normlib.GroupNormalization, {"groups": 2}),
     "RMS": (normlib.RMSNormalization, {}),
 }
-CENTRED = ("BN", "LN-C", "LN-HWC", "IN", "GN")
+CENTRED = ("BN", "LN-C", "LN", "IN", "GN")
 
 
 def make(method, case, shape=None, epsilon=None, plain=False):
@@ -144,7 +144,7 @@ def dx_sums_to_zero(case):
 def dx_along_the_output_is_epsilons_share(case):
     def of(method):
         layer = make(method, case)
-        gamma = layer.gamma if method == "LN-HWC" else tf.reshape(layer.gamma, [1, 1, 1, -1])
+        gamma = layer.gamma if method == "LN" else tf.reshape(layer.gamma, [1, 1, 1, -1])
         _, (dx,) = pull(functools.partial(call, layer), case.dy, case.x)
         x, dx, d = (averaged_sets(method, t) for t in (case.x, dx, gamma * case.dy))
         x = x - x.mean(axis=1, keepdims=True) if method in CENTRED else x
@@ -265,7 +265,7 @@ def ln_is_rms_of_the_centred(case):
 def gn_ends_in_ln_and_in(case):
     options = {"epsilon": case.epsilon, "dtype": "float64"}
     one, each = (normlib.GroupNormalization(groups=g, **options) for g in (1, -1))
-    ln, single = make("LN-HWC", case, plain=True), make("IN", case, plain=True)
+    ln, single = make("LN", case, plain=True), make("IN", case, plain=True)
     return max(error(one(case.x), call(ln, case.x)), error(each(case.x), call(single, case.x)))
 
 
@@ -305,7 +305,7 @@ def samples_are_independent_without_bn(case):
 
 
 @law(
-    "Permuting the batch permutes the outputs (all); permuting the pixels too (all but LN-HWC, whose γ has places)"
+    "Permuting the batch permutes the outputs (all); permuting the pixels too (all but LN, whose γ has places)"
 )
 def permutations_pass_through(case):
     rows = case.rng.permutation(case.shape[0])
@@ -315,7 +315,7 @@ def permutations_pass_through(case):
         layer = make(method, case)
         y = call(layer, case.x)
         found = error(call(layer, tf.gather(case.x, rows)), tf.gather(y, rows))
-        if method != "LN-HWC":
+        if method != "LN":
             moved = call(layer, tf.gather(case.x, pixels, axis=1))
             found = max(found, error(moved, tf.gather(y, pixels, axis=1)))
         return found
@@ -393,7 +393,7 @@ def symmetries_conserve(case):
 
 # Whether a normalized convolution's output stays the same, with ε = 0, in training.
 # The LN paper's Table 1 says so for dense layers; in convolutions some of its entries are otherwise.
-COLUMNS = ("BN", "LN-C", "LN-HWC", "IN", "GN", "RMS", "WN")
+COLUMNS = ("BN", "LN-C", "LN", "IN", "GN", "RMS", "WN")
 INVARIANCES = {
     "all weights × d": "yes yes yes yes yes yes yes",
     "every filter + the same kernel": "no yes no no no no no",
@@ -406,7 +406,7 @@ INVARIANCES = {
 }
 
 # Where Table 1 of Ba et al. (2016), which is for dense layers, says that the output stays the same, and the above not.
-DENSE_ALONE = (("every filter + the same kernel", "LN-HWC"), ("all images + c, padding 'same'", "BN"))
+DENSE_ALONE = (("every filter + the same kernel", "LN"), ("all images + c, padding 'same'", "BN"))
 
 
 def invariance_table(case=None):

@@ -9,6 +9,7 @@ import inspect
 import io
 import pathlib
 import textwrap
+import typing
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,45 +19,43 @@ from matplotlib.category import StrCategoryFormatter
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 
-# One colour and one line style for each method, everywhere. The colours are Okabe and Ito's, safe for colour-blind
-# readers; the pale ones are darkened to a contrast of 3 on white. No two methods share a line style, so that grey print
-# tells them apart.
-COLORS = {
-    "none": "#595959",
-    "BN": "#0072B2",
-    "LN": "#D55E00",
-    "WN": "#009E73",
-    "GN": "#BF6496",
-    "IN": "#B87F00",
-    "RMS": "#3B93CB",
-    "LN-C": "#8B3E00",
-    "affine": "#8F8F8F",
-    "DyT": "#7F6000",
-    "WN+MO": "#004D38",
-    "input": "#5D3A9B",
-    "first": "#A0522D",
-    "noisy BN": "#004C7F",
-    "detached BN": "#4A94C1",
-    "BN, dense": "#4A94C1",
+
+class Look(typing.NamedTuple):
+    """How a method is drawn and called: its colour, its dashes and gaps (None: solid), its marker, its words."""
+
+    colour: str
+    dashes: tuple | None
+    marker: str
+    words: str
+
+
+# One look for each method, everywhere. The colours are Okabe and Ito's, safe for colour-blind readers, or darkened to a
+# contrast of 3 on white. No two methods share the pattern of a line or a marker: grey print tells them apart.
+LOOKS = {
+    "none": Look("#595959", (1, 1), "o", "without normalization"),
+    "BN": Look("#0072B2", None, "s", "with BN"),
+    "LN": Look("#D55E00", (6, 2), "^", "with LN"),
+    "WN": Look("#009E73", (6, 2, 1, 2), "D", "with WN"),
+    "LN-C": Look("#8B3E00", (12, 2.5), "v", "with LN-C"),
+    "GN": Look("#BF6496", (3, 2), "P", "with GN"),
+    "IN": Look("#B87F00", (1, 3), "X", "with IN"),
+    "RMS": Look("#3B93CB", (6, 1.5, 1, 1.5, 1, 1.5), "<", "with RMS"),
+    "WN+MO": Look("#004D38", (9, 2, 3, 2), ">", "with WN+MO"),
+    "input": Look("#5D3A9B", (5, 5), "p", "with standardized images"),
+    "first": Look("#A3195B", (2, 1, 2, 4), "*", "with a standardized first batch"),
+    "noisy BN": Look("#004C7F", (1, 1, 1, 4), "h", "with noisy BN"),
+    "affine": Look("#8F8F8F", (2, 5), "d", "with γ and β alone"),
+    "DyT": Look("#7F6000", (3, 1, 1, 1, 1, 1, 1, 1), "H", "with DyT"),
 }
-LINES = {
-    "none": (0, (1, 1)),
-    "BN": "-",
-    "LN": (0, (6, 1.5)),
-    "WN": (0, (4, 1.5, 1, 1.5)),
-    "GN": (0, (3, 1)),
-    "IN": (0, (2, 2)),
-    "RMS": (0, (5, 1, 1, 1, 1, 1)),
-    "LN-C": (0, (8, 2)),
-    "affine": (0, (1, 2)),
-    "DyT": (0, (3, 1, 1, 1)),
-    "WN+MO": (0, (1, 1, 4, 1)),
-    "input": (0, (5, 2)),
-    "first": (0, (2, 1)),
-    "noisy BN": (0, (1, 1, 1, 3)),
-    "detached BN": (0, (4, 1)),
-    "BN, dense": (0, (7, 1, 2, 1)),
-}
+
+# What is not a method has greys, and dashes and markers of an order: faults, axes, kinds of statistics.
+SERIES = (
+    Look("#1a1a1a", None, "o", ""),
+    Look("#595959", (6, 2), "s", ""),
+    Look("#7f7f7f", (1, 1), "^", ""),
+    Look("#333333", (6, 2, 1, 2), "D", ""),
+    Look("#8c8c8c", (12, 2.5), "v", ""),
+)
 
 _pending = {}  # records that wait for the next display
 _verdicts = {}  # rows of each table of verdicts
@@ -69,11 +68,34 @@ def use_style():
     _verdicts.clear()
 
 
-def style(method, reference=False):
-    """The look of a method's line, for `plot`; a reference is drawn over it, thin, black and dotted."""
-    if reference:
-        return {"color": "black", "ls": (0, (2, 2)), "lw": 1.0}
-    return {"color": COLORS.get(method, "#000000"), "ls": LINES.get(method, "-")}
+def style(method, reference=False, points=None):
+    """The look of a method's line, for `plot`; a reference is drawn over it, thin, black and dotted.
+
+    Args:
+        method: a key of `LOOKS`, or the place of a series that is no method.
+        reference: whether it is TensorFlow's layer of that method.
+        points: how many the line has; some six of them are marked. Default None: no markers.
+    """
+    look = SERIES[method] if isinstance(method, int) else LOOKS[method]
+    ls = "-" if look.dashes is None else (0, look.dashes)
+    drawn = (
+        {"color": "black", "ls": (0, (2, 2)), "lw": 1.0} if reference else {"color": look.colour, "ls": ls}
+    )
+    if points is None or reference:
+        return drawn
+    every = max(1, points // 6)
+    place = method if isinstance(method, int) else list(LOOKS).index(method)
+    return drawn | {"marker": look.marker, "markevery": (place % every, every)}
+
+
+def words(method):
+    """A method in a sentence: "without normalization", "with BN"."""
+    return LOOKS[method].words if method in LOOKS else f"with {method}"
+
+
+def short(method):
+    """A method in a legend or a table: the network without normalization is called plain."""
+    return "plain" if method == "none" else method
 
 
 # --- records: they ride on the next display -----------------------------------------------------------------------
@@ -135,7 +157,9 @@ def drawn(figure):
     """What a figure draws: a row for each point of a line (of a long one, 300), each bar, each field of a map."""
     panels = _panels(figure)
     rows = [
-        {"panel": axes.get_title() or axes.get_ylabel()} | row for axes in panels for row in _points(axes)
+        {"panel": axes.get_title() or axes.get_title("left") or axes.get_ylabel()} | row
+        for axes in panels
+        for row in _points(axes)
     ]
     frame = pd.DataFrame(rows, columns=["panel", "series", "x", "y", "value"]).dropna(axis=1, how="all")
     told = {axis: {getattr(axes, f"get_{axis}label")() for axes in panels} - {""} for axis in "xy"}
@@ -256,10 +280,13 @@ def figure(figure, label, message, reading="", runs=None, data=None):
     on_images = [text for axes in figure.axes if axes.images for text in axes.texts]
     for place, text in enumerate(on_images):  # they keep their colour when the page is dark
         text.set_gid(f"on-image-{place}")
+    faint = any(
+        line.get_alpha() and line.get_linestyle() != "None" for ax in figure.axes for line in ax.lines
+    )
     svg = io.StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     plt.close(figure)
-    about = _seeds(runs) if runs else ""
+    about = _seeds(runs, faint) if runs else ""
     caption = " ".join(part for part in (f"**{message}**", reading, about) if part)
     record = {"kind": "figure", "label": label, "caption": caption, "alt": alt}
     record["data"] = (points if data is None else data).to_csv(index=False, float_format="%.7g")
@@ -281,6 +308,8 @@ def table(frame, label, message, reading="", formats=None):
     for column, form in (formats or {}).items():
         shown[column] = [form.format(value) if pd.notna(value) else "" for value in frame[column]]
     shown = shown.astype(str)
+    if "method" in shown:
+        shown["method"] = shown["method"].map(short)
     caption = " ".join(part for part in (f"**{message}**", reading) if part)
     columns = [str(c) for c in shown.columns]
     record = {
@@ -346,11 +375,11 @@ def _plain(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _seeds(histories):
+def _seeds(histories, faint):
+    """Over which seeds and how long; of curves, what the thin ones are."""
     seeds = sorted({h.run.seed for h in histories})
-    steps = histories[0].run.steps
+    steps = f"{histories[0].run.steps:,} steps"
     if len(seeds) == 1:
-        return f"Seed {seeds[0]}, {steps:,} steps."
-    return (
-        f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {steps:,} steps; thick: the mean; faint: each seed."
-    )
+        return f"Seed {seeds[0]}, {steps}."
+    thin = " Thin: each seed; thick: their mean." if faint else ""
+    return f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {steps}.{thin}"
