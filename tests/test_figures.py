@@ -62,13 +62,32 @@ def test_every_method_has_a_look_of_enough_contrast_and_no_other_series_has_its_
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
         return np.dot([0.2126, 0.7152, 0.0722], linear)
 
-    assert present.LOOKS.keys() == network.METHODS.keys()
+    assert {method.partition(", ")[0] for method in network.METHODS} <= present.LOOKS.keys()
     for look in (*present.LOOKS.values(), *present.SERIES):
         assert 1.05 / (luminance(look.colour) + 0.05) >= 3, look
     of_methods = {look.colour for name, look in present.LOOKS.items() if name != "none"}
     cycle = {to_rgb(c) for c in plt.rcParams["axes.prop_cycle"].by_key()["color"]}
     assert not cycle & {to_rgb(c) for c in of_methods}
     assert all(len(set(to_rgb(look.colour))) == 1 for look in present.SERIES)
+
+
+def test_a_method_at_another_place_has_its_colour_and_a_line_of_its_own():
+    looks = [present.style(method, points=1) for method in ("BN", "BN, dense", "BN, both", "BN, after ReLU")]
+    assert len({look["color"] for look in looks}) == 1
+    assert len({str(look["ls"]) for look in looks}) == 4
+    assert ["mfc" in look for look in looks] == [False, True, True, True]
+    with pytest.raises(KeyError):
+        present.style("XN")
+
+
+def test_methods_have_words():
+    assert present.words("none") == "without normalization"
+    assert (
+        present.words("BN", "LN, dense", "TensorFlow's WN")
+        == "with BN, LN behind the dense layer and TensorFlow's WN"
+    )
+    assert present.words("BN", "none") == "with BN and without normalization"
+    assert [present.short(m) for m in ("none", "BN")] == ["plain", "BN"]
 
 
 def test_more_series_than_looks_are_an_error_and_not_left_out():
@@ -156,10 +175,13 @@ def test_curves_that_coincide_are_told_apart_by_their_difference():
 # --- legible ---------------------------------------------------------------------------------------------------------
 
 
+PLACED = ("BN, dense", "BN, both", "LN, dense", "LN, both")
+
+
 def methods(**columns):
     rows = [
         {"method": m} | dict(zip(columns, v, strict=True))
-        for m in network.METHODS
+        for m in (*network.METHODS, *PLACED)
         for v in zip(*columns.values(), strict=True)
     ]
     return pd.DataFrame(rows)

@@ -211,10 +211,10 @@ def test_what_a_figure_draws_is_read_from_it():
     plt.close(figure)
 
 
-def test_faint_lines_are_runs_of_the_line_they_look_like():
+def test_thin_lines_are_runs_of_the_line_whose_label_they_bear():
     figure, axes = plt.subplots()
     look = present.style("BN")
-    axes.plot([0, 1], [[1.0, 2.0], [3.0, 4.0]], **look | {"lw": 0.8, "alpha": 0.3})
+    axes.plot([0, 1], [[1.0, 2.0], [3.0, 4.0]], label="_BN", **look | {"lw": 0.8, "alpha": 0.3})
     axes.plot([0, 1], [1.5, 3.5], label="BN", **look)
     assert present.drawn(figure).series.tolist() == 2 * ["BN, run 1"] + 2 * ["BN, run 2"] + 2 * ["BN"]
     plt.close(figure)

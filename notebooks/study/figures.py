@@ -20,6 +20,7 @@ CONTROLS = (
     "affine",
     "DyT",
 )  # what does not normalize activations by themselves
+THIN = {"lw": 0.6, "alpha": 0.3, "marker": ""}  # one seed's curve
 
 
 def accuracy_curves(groups, seed=None):
@@ -38,7 +39,7 @@ def accuracy_curves(groups, seed=None):
         look = _look(label, len(steps))
         accuracy = 100 * np.array([h.accuracy for h in histories])
         if len(histories) > 1:
-            above.plot(steps, accuracy.T, **look | {"lw": 0.6, "alpha": 0.3, "label": None, "marker": ""})
+            above.plot(steps, accuracy.T, label=f"_{present.short(label)}", **look | THIN)
         above.plot(steps, accuracy.mean(axis=0), label=present.short(label), **look)
         if first is None:
             first = accuracy
@@ -96,7 +97,7 @@ def ablation_curves(arms):
                 steps = histories[0].steps
                 look = present.style(places[axes], points=len(steps))
                 accuracy = 100 * np.array([h.accuracy for h in histories])
-                panel.plot(steps, accuracy.T, **look | {"lw": 0.5, "alpha": 0.3, "marker": ""})
+                panel.plot(steps, accuracy.T, label=f"_{axes}", **look | THIN)
                 panel.plot(steps, accuracy.mean(axis=0), label=axes, **look)
         panel.set(title="t updates at step t" if repeated else "one update a step", xlabel="step")
     panels[0].set_ylabel("test accuracy, %")
@@ -146,14 +147,14 @@ def budget_curves(frame):
 
 
 def _methods_and_controls(frame):
-    """A figure of two panels with their rows: the normalizations of activations, and all else; plain in both."""
-    figure, panels = plt.subplots(1, 2, figsize=(WIDE, 3.6), sharex=True, sharey=True)
-    control = frame.method.isin(CONTROLS)
-    panels[0].set_title("activations normalized")
-    panels[1].set_title("weights, and controls")
-    return figure, list(
-        zip(panels, (frame[~control], frame[control | (frame.method == "none")]), strict=True)
-    )
+    """A figure of panels with their rows: normalizations of activations, all else, and other places; plain in each."""
+    place, control = frame.method.str.contains(", "), frame.method.isin(CONTROLS)
+    groups = {"activations": ~place & ~control, "weights, controls": control, "other places": place}
+    shown = {title: frame[rows | (frame.method == "none")] for title, rows in groups.items() if any(rows)}
+    figure, panels = plt.subplots(1, len(shown), figsize=(WIDE, 3.6), sharex=True, sharey=True, squeeze=False)
+    for axes, title in zip(panels[0], shown, strict=True):
+        axes.set_title(title)
+    return figure, list(zip(panels[0], shown.values(), strict=True))
 
 
 def batch_curves(frame):

@@ -44,8 +44,16 @@ LOOKS = {
     "input": Look("#5D3A9B", (5, 5), "p", "with standardized images"),
     "first": Look("#A3195B", (2, 1, 2, 4), "*", "with a standardized first batch"),
     "noisy BN": Look("#004C7F", (1, 1, 1, 4), "h", "with noisy BN"),
+    "ghost BN": Look("#2F6690", (2, 1.5, 7, 1.5, 2, 4), "x", "with ghost BN"),
     "affine": Look("#8F8F8F", (2, 5), "d", "with γ and β alone"),
     "DyT": Look("#7F6000", (3, 1, 1, 1, 1, 1, 1, 1), "H", "with DyT"),
+}
+
+# A method at another place ("BN, dense") has the method's colour, the place's dashes and a hollow marker.
+PLACES = {
+    "dense": ((1, 2), "behind the dense layer"),
+    "both": ((4, 1.5), "behind both layers"),
+    "after ReLU": ((8, 1.5, 2, 1.5), "behind the ReLU"),
 }
 
 # What is not a method has greys, and dashes and markers of an order: faults, axes, kinds of statistics.
@@ -76,21 +84,31 @@ def style(method, reference=False, points=None):
         reference: whether it is TensorFlow's layer of that method.
         points: how many the line has; some six of them are marked. Default None: no markers.
     """
-    look = SERIES[method] if isinstance(method, int) else LOOKS[method]
-    ls = "-" if look.dashes is None else (0, look.dashes)
-    drawn = (
-        {"color": "black", "ls": (0, (2, 2)), "lw": 1.0} if reference else {"color": look.colour, "ls": ls}
-    )
-    if points is None or reference:
+    if reference:
+        return {"color": "black", "ls": (0, (2, 2)), "lw": 1.0}
+    name, _, place = (method, "", "") if isinstance(method, int) else method.partition(", ")
+    look = SERIES[name] if isinstance(name, int) else LOOKS[name]
+    dashes = PLACES[place][0] if place in PLACES else look.dashes
+    drawn = {"color": look.colour, "ls": "-" if dashes is None else (0, dashes)}
+    if points is None:
         return drawn
     every = max(1, points // 6)
-    place = method if isinstance(method, int) else list(LOOKS).index(method)
-    return drawn | {"marker": look.marker, "markevery": (place % every, every)}
+    first = (name if isinstance(name, int) else list(LOOKS).index(name)) % every
+    return drawn | {"marker": look.marker, "markevery": (first, every)} | ({"mfc": "white"} if place else {})
 
 
-def words(method):
-    """A method in a sentence: "without normalization", "with BN"."""
-    return LOOKS[method].words if method in LOOKS else f"with {method}"
+def words(*methods):
+    """Methods in a sentence: "without normalization", "with BN and LN"."""
+    told = []
+    for method in methods:
+        name, _, place = method.partition(", ")
+        what = LOOKS[name].words if name in LOOKS else f"with {name}"
+        told.append(
+            f"{what} {PLACES[place][1]}" if place in PLACES else f"{what}, {place}" if place else what
+        )
+    if all(one.startswith("with ") for one in told):
+        told[1:] = [one.removeprefix("with ") for one in told[1:]]
+    return " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
 
 
 def short(method):
@@ -173,7 +191,7 @@ def _panels(figure):
 
 def _points(axes):
     """Series, x and y of all that one panel draws in its own coordinates."""
-    named = {(li.get_color(), str(li.get_linestyle())): li.get_label() for li in _labelled(axes)}
+    named = {line.get_label() for line in _labelled(axes)}
     bars = [c for c in axes.containers if isinstance(c, BarContainer)]
     errors = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
     runs = collections.Counter()
@@ -183,9 +201,9 @@ def _points(axes):
             continue
         series = line.get_label()
         if series.startswith("_"):
-            like = named.get((line.get_color(), str(line.get_linestyle())))
+            like = series[1:]  # a thin line is labelled so
             runs[like] += 1
-            series = f"{like}, run {runs[like]}" if like else ""
+            series = f"{like}, run {runs[like]}" if like in named else ""
         points = np.column_stack(line.get_data())
         for x, y in points[np.unique(np.linspace(0, len(points) - 1, 300, dtype=int))]:
             yield {"series": series, "x": _tick(axes.xaxis, x), "y": _tick(axes.yaxis, y)}
