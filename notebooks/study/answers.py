@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from study import laws, present, statistics
-from study.findings import compare, points, scientific, signed, when_sentence
+from study.findings import compare, higher, points, scientific, signed, when_sentence
 
 
 def literature(
@@ -49,7 +49,7 @@ def literature(
     bn, ln, wn = versus.values()
 
     def gain(c):
-        return f"{points(c.gain)} points over none"
+        return f"{points(c.gain)} points over plain"
 
     row(
         "BN trains faster",
@@ -82,7 +82,7 @@ def literature(
         "the invariances of Table 1",
         "Ba 2016, table 1",
         "for dense layers",
-        f"{otherwise} of {fields} fields are otherwise in convolutions",
+        f"{otherwise} of {fields} fields differ in convolutions",
         judge(otherwise == 0, otherwise < fields / 2),
     )
     row("WN trains faster", "Salimans 2016, sec. 5", "yes", gain(wn), by_interval(wn.gain))
@@ -132,8 +132,8 @@ def literature(
     row(
         "the gradients through the statistics matter more than the forward pass (LN)",
         "Xu 2019",
-        "detached: worse than none",
-        f"BN detached: {signed(-100 * loss.mean)} points beside BN, {signed(100 * left.mean)} beside none",
+        "detached: worse than without LN",
+        f"BN detached: {signed(-100 * loss.mean)} points against BN, {signed(100 * left.mean)} against plain",
         judge(left.high < 0, loss.low > 0),
     )
     best = sweep.loc[sweep.groupby("method").accuracy.idxmax()].set_index("method")
@@ -166,7 +166,7 @@ def literature(
         "it is normalizing, not the parameters, that helps",
         "a control",
         "",
-        f"points over none: γ and β alone {beside_none('affine')}, BN {beside_none('BN')}",
+        f"points over plain: γ and β alone {beside_none('affine')}, BN {beside_none('BN')}",
         judge(
             best.accuracy["BN"] > best.accuracy["none"]
             and best.accuracy["affine"] - best.accuracy["none"]
@@ -178,7 +178,7 @@ def literature(
         "internal covariate shift is not the reason",
         "Santurkar 2018, fig. 2",
         "noisy BN trains nearly as fast",
-        f"noisy BN: {points(over)} points over none, {signed(-100 * under.mean)} beside BN",
+        f"noisy BN: {points(over)} points over plain, {signed(-100 * under.mean)} against BN",
         judge(over.low > 0 and under.mean < over.mean, over.mean > 0),
     )
     ranges = (along.highest - along.lowest).groupby(along.method).median().fillna(np.inf)
@@ -212,7 +212,7 @@ def literature(
     row(
         "GN does not mind small batches, BN does",
         "Wu 2018, table 2",
-        "at batch 2 BN loses 11.1 points, GN none",
+        "at batch 2 BN loses 11.1 points, GN nothing",
         f"BN loses {lost['BN']:.1f} points (behind the dense layer {lost['BN, dense']:.1f}), GN {lost['GN']:.1f}",
         judge(
             lost["GN"] < 1 and min(lost["BN"], lost["BN, dense"]) > 2 + lost["GN"],
@@ -223,7 +223,7 @@ def literature(
         "normalization is more than a good start",
         "a control",
         "",
-        f"points over none: a first batch that sets the scale {beside_none('first')}, standardized images "
+        f"points over plain: a standardized first batch {beside_none('first')}, standardized images "
         f"{beside_none('input')}, BN {beside_none('BN')}",
         judge(best.accuracy["BN"] > max(best.accuracy["first"], best.accuracy["input"]) + 0.005),
     )
@@ -269,26 +269,29 @@ def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curve
     exact = "It is exact: " if laws_held else "It ought to be exact: "
 
     def beside(a, b):
-        return signed(100 * (best.accuracy[a] - best.accuracy[b]))
+        return higher(100 * (best.accuracy[a] - best.accuracy[b]))
 
     ask(
         "Why is BN far worse in validation than in training at first?",
-        f"Its moving averages have not arrived: after {first} steps the same weights reach "
-        f"{_whole(accuracy[first, slow])} with {slow}, {_whole(accuracy[first, 'exact'])} with exact statistics.",
+        f"Its moving averages lag behind: after {first} steps the same weights reach "
+        f"{_whole(accuracy[first, slow])} with moving averages of {slow.removeprefix('moving, ')}, and "
+        f"{_whole(accuracy[first, 'exact'])} with exact statistics.",
         "[Figure](#fig-statistics)",
     )
     ask(
         "Momentum 0.9 or 0.99?",
         f"After {first} steps {_whole(accuracy[first, quick])} against {_whole(accuracy[first, slow])}, after {last} "
         f"{_whole(accuracy[last, quick])} against {_whole(accuracy[last, slow])}"
-        + (": short trainings need the smaller." if accuracy[first, quick] > accuracy[first, slow] else "."),
+        + (
+            ": a short training needs the smaller." if accuracy[first, quick] > accuracy[first, slow] else "."
+        ),
         "[Figure](#fig-statistics)",
     )
     ask(
         "Does epsilon matter?",
         f"Where variances are small: with ε = {shares.epsilon.max():g} it is {_whole(filters.median())} of a filter's "
-        f"variance here, and over channels more than half of it at "
-        f"{_whole((positions > 0.5).mean())} of the positions.",
+        f"variance here (median), and more than half of a position's at {_whole((positions > 0.5).mean())} of the "
+        "positions.",
         "[Figure](#fig-epsilon)",
     )
     ask(
@@ -345,28 +348,31 @@ def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curve
     )
     ask(
         "Which axes for LN on images?",
-        f"At its best rate LN over channels ends {beside('LN-C', 'LN')} points beside LN over the whole image.",
+        f"Each at its best rate, LN over the channels (LN-C) ends {beside('LN-C', 'LN')} than LN over the whole image.",
         "[Figure](#fig-rates)",
     )
     ask(
         "Why γ and β, if they can undo it?",
-        f"They alone gain {beside('affine', 'none')} points over none, BN {beside('BN', 'none')}.",
+        f"Without them, the output would be standardized whatever the next layer needs. Each at its best rate, γ and β "
+        f"alone end {beside('affine', 'none')} than the plain network, BN "
+        f"{beside('BN', 'none')}.",
         "[Table](#tbl-methods-measured)",
     )
     ask(
         "Is RMSNorm enough?",
-        f"At its best rate it ends {beside('RMS', 'LN-C')} points beside LN over channels.",
+        f"Each at its best rate, it ends {beside('RMS', 'LN-C')} than LN over the channels (LN-C).",
         "[Figure](#fig-rates)",
     )
     ask(
         "When is LN better than BN?",
-        f"{when_sentence(by_batch)} Each at its best rate, LN ends {beside('LN', 'BN')} points beside BN.",
+        f"{when_sentence(by_batch)} Each at its best rate, LN ends {beside('LN', 'BN')} than BN.",
         "[Figure](#fig-batch)",
     )
     ask(
         "What does it cost?",
         "; ".join(
-            f"{m}: {cost[m] / cost['none']:.2f} times the time of none for a step" for m in ("BN", "LN", "WN")
+            f"{m}, {cost[m] / cost['none']:.2f} times the time of a step without it"
+            for m in ("BN", "LN", "WN")
         )
         + ".",
         "[Table](#tbl-comparison)",

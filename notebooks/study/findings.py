@@ -46,23 +46,25 @@ class Comparison:
     def message(self):
         """The caption's first sentence."""
         if self.verdict == "not told apart":
-            return f"{self.name_a} and {self.name_b}: {self.seeds} seeds do not tell their speed apart."
-        return f"{self.name_a} learns {self.verdict} than {self.name_b}."
+            both = present.words(self.name_a, self.name_b)
+            return f"{self.seeds} seeds do not tell the speeds of training {both} apart."
+        return f"The network learns {self.verdict} {present.words(self.name_a)} than {present.words(self.name_b)}."
 
     @property
     def sentence(self):
         """The finding in full."""
         mean, low, high = (100 * value for value in self.gain)
+        with_a, with_b = present.words(self.name_a), present.words(self.name_b)
         reached = (
-            f"{self.name_a} reaches the final mean accuracy of {self.name_b} after {self.steps_to_target:,.0f} of "
-            f"{self.steps:,} steps (median)"
+            f"after {self.steps_to_target:,.0f} of {self.steps:,} steps (median)"
             if np.isfinite(self.steps_to_target)
-            else f"{self.name_a} does not reach the final mean accuracy of {self.name_b} in {self.steps:,} steps"
+            else f"in none of the {self.steps:,} steps"
         )
         return (
-            f"{self.message} Averaged over the training, its test accuracy is {signed(mean)} points beside that of "
-            f"{self.name_b} (95 % interval {signed(low)} to {signed(high)}, {self.seeds} paired seeds); at the end, "
-            f"{_percent(self.final_a)} against {_percent(self.final_b)}. {reached}."
+            f"{self.message} Averaged over the training, its test accuracy {with_a} is {higher(mean)} than {with_b} "
+            f"(95 % interval {signed(low)} to {signed(high)}, {self.seeds} paired seeds); at the end, it is "
+            f"{_percent(self.final_a)} against {_percent(self.final_b)}. The final accuracy {with_b} is reached "
+            f"{with_a} {reached}."
         )
 
 
@@ -136,7 +138,7 @@ def is_round_off(drifts):
     return shrinkage(drifts) <= SHRINKS
 
 
-def attribution_message(drifts):
+def attribution_message(drifts, parameters="the parameters"):
     """The caption's first sentence of the attribution figure: which faults make the drift."""
     least = final_drift(drifts[NO_FAULT])
     causes = [
@@ -145,11 +147,11 @@ def attribution_message(drifts):
         if final_drift(drifts[name]) > STANDS_OUT * least
     ]
     if not is_round_off(drifts):
-        return "Even with both faults removed, the parameters drift apart beyond round-off."
+        return f"Even with both faults removed, {parameters} drift apart beyond round-off."
     if not causes:
-        return "Neither fault moves the parameters beyond round-off."
-    makes = " and ".join(causes) + (" each make" if len(causes) > 1 else " make")
-    return f"{makes[0].upper()}{makes[1:]} the drift; with both faults removed only round-off is left."
+        return f"Neither fault moves {parameters} beyond round-off."
+    make = f"{' and '.join(causes)} {'each make' if len(causes) > 1 else 'make'} {parameters} drift apart"
+    return f"{make[0].upper()}{make[1:]}; with both faults removed, only round-off is left."
 
 
 def attribution_sentence(method, drifts):
@@ -158,24 +160,22 @@ def attribution_sentence(method, drifts):
     last = int(drifts[NO_FAULT].step.max())
     for name, size in sizes.items():
         present.number(f"{method.lower()}.drift.{_key(name)}", size, unit="parameter", seeds=1)
-    listed = "; ".join(f"{name} {scientific(size)}" for name, size in sizes.items())
+    message = attribution_message(drifts, f"{method}'s parameters")
+    listed = "; ".join(f"{name}, {scientific(size)}" for name, size in sizes.items())
     alone = [name for name in sizes if " and " not in name and not name.startswith("neither")]
-    shares = " and ".join(f"{name} {100 * sizes[name] / sizes[BOTH_FAULTS]:.0f} %" for name in alone)
+    shares = ", ".join(f"{name} {100 * sizes[name] / sizes[BOTH_FAULTS]:.0f} %" for name in alone)
     return (
-        f"The drift of {method}'s parameters: {attribution_message(drifts)} Largest difference after {last} steps, by "
-        f"fault: {listed}. Of what both faults make together, {shares} come of one alone."
+        f"In the training of 2019, {message[0].lower()}{message[1:]} The largest difference after {last} steps, by "
+        f"fault: {listed}. Each fault alone makes this much of what both make together: {shares}."
     )
 
 
 def drift_message(drifts):
     """The caption's first sentence of the drift figure."""
     before, after = final_drift(drifts[BOTH_FAULTS]), final_drift(drifts[NO_FAULT])
-    told = (
-        f"with both faults parameters part by {scientific(before)}, paired properly by {scientific(after)}."
-    )
     if is_round_off(drifts) and before > STANDS_OUT * after:
-        return f"The drift of 2019 is its training loop's: {told}"
-    return f"{told[0].upper()}{told[1:]}"
+        return "The drift of 2019 is its training loop's: without the two faults, only round-off is left."
+    return "The parameters part with the two faults of 2019 and without them."
 
 
 def same_sentence(method, apart):
@@ -183,10 +183,10 @@ def same_sentence(method, apart):
     same = apart["float64"] <= 1e-12 and apart["float32"] <= 2 * _band(apart)
     verdict = "are the same layer" if same else "are not the same layer"
     return (
-        f"Own {method} and TensorFlow's {verdict}: after {apart['steps']} paired steps no weight differs by more than "
-        f"{scientific(apart['float64'])} in float64; in float32 they are {scientific(apart['float32'])} apart, where "
-        f"TensorFlow's layer is {scientific(apart['twin'])} apart from itself once a single weight was moved by one "
-        f"unit in the last place, and {scientific(apart['rounding'])} from itself in float64."
+        f"Own {method} and TensorFlow's {verdict}: after {apart['steps']} paired steps, no weight differs by more than "
+        f"{scientific(apart['float64'])} in float64. In float32 they end {scientific(apart['float32'])} apart; "
+        f"rounding alone takes TensorFlow's layer this far from itself: {scientific(apart['twin'])} if one weight "
+        f"starts one unit in the last place higher, {scientific(apart['rounding'])} if the training is in float64."
     )
 
 
@@ -204,7 +204,7 @@ def same_verdicts(method, apart, drifts):
     present.verdict(
         "V1",
         f"{key}.drift",
-        f"{method}: float64 shrinks the drift of properly paired parameters as round-off shrinks",
+        f"{method}: properly paired, the drift shrinks in float64 as round-off does",
         shrinkage(drifts),
         SHRINKS,
         is_round_off(drifts),
@@ -212,7 +212,7 @@ def same_verdicts(method, apart, drifts):
     present.verdict(
         "V1",
         f"{key}.paired.float64",
-        f"{method}: after {apart['steps']} paired steps in float64 every weight agrees",
+        f"{method}: after {apart['steps']} paired steps in float64, all weights agree",
         apart["float64"],
         1e-12,
         apart["float64"] <= 1e-12,
@@ -220,7 +220,7 @@ def same_verdicts(method, apart, drifts):
     present.verdict(
         "V1",
         f"{key}.paired.float32",
-        f"{method}: in float32 within twice what a unit in the last place, or float64, moves TensorFlow's",
+        f"{method}: in float32, at most twice as far apart as rounding takes TensorFlow's layer from itself",
         apart["float32"],
         2 * _band(apart),
         apart["float32"] <= 2 * _band(apart),
@@ -239,7 +239,7 @@ def one_call_message(method, differences):
         present.verdict(
             "V1",
             f"{method.lower()}.one_call.{dtype}",
-            f"{method}: outputs and gradients of one call agree, {dtype}",
+            f"{method}: outputs and gradients of one call agree in {dtype}",
             float(largest[dtype]),
             tolerance,
             bool(largest[dtype] <= tolerance),
@@ -285,10 +285,10 @@ def reason_sentence(arms):
     present.number("ln.reason.axes", axis, unit="fraction", seeds=len(arms["rows", False]))
     present.number("ln.reason.updates", updates, unit="fraction", seeds=len(arms["rows", True]))
     return (
-        f"{reason_message(arms)} (The study of 2019 broke off at 'the reason is'.) Normalizing rows instead of "
-        f"whole images changes the final accuracy by {signed(-100 * axis)} points, repeating the updates over rows by "
-        f"{signed(-100 * updates)} points more (means over {len(arms['rows', True])} seeds), and with both the curve "
-        f"moves by {rough:.2f} points from one measurement to the next, where it moves by {steady:.2f} otherwise."
+        f"{reason_message(arms)} Normalizing rows instead of whole images changes the final accuracy by "
+        f"{signed(-100 * axis)} points; repeating the updates as well, by another {signed(-100 * updates)} points "
+        f"(means over {len(arms['rows', True])} seeds). With both, the curve jumps by {rough:.2f} points from one "
+        f"measurement to the next; with neither, by {steady:.2f}."
     )
 
 
@@ -334,27 +334,34 @@ class Ranking:
         """The caption's first sentence of the curves."""
         faster = [c.name_a for c in self._by_speed if c.verdict == "faster"]
         if not faster:
-            return f"No method learns faster than {self.baseline} beyond what the seeds allow."
-        return f"{_list(faster)} learn{'s' if len(faster) == 1 else ''} faster than {self.baseline}."
+            return (
+                f"With no method does the network learn clearly faster than {present.words(self.baseline)}."
+            )
+        return f"The network learns faster {present.words(*faster)} than {present.words(self.baseline)}."
 
     @property
     def final_message(self):
         """The caption's first sentence of the final accuracies."""
         best, second = self._by_final[:2]
         apart = best.final_a[1] > second.final_a[2]
-        return f"{best.name_a} ends highest{'' if apart else f', but its interval overlaps that of {second.name_a}'}."
+        but = "" if apart else f", but the interval overlaps that {present.words(second.name_a)}"
+        return f"The network ends highest {present.words(best.name_a)}{but}."
 
     @property
     def sentence(self):
         """The answer: which is good here."""
         first = self._by_speed[0]
-        others = "; ".join(
-            f"{c.name_a}: {c.verdict}, {signed(100 * c.gain[0])} points" for c in self._by_speed
+        gains = "; ".join(
+            f"{c.name_a} {signed(100 * c.gain[0])} points ({c.verdict})" for c in self._by_speed
+        )
+        reached = (
+            f"With {first.name_a} it is reached after {first.steps_to_target:,.0f} of {first.steps:,} steps"
+            if np.isfinite(first.steps_to_target)
+            else f"With {first.name_a} it is not reached in {first.steps:,} steps"
         )
         return (
-            f"{self.message} Mean accuracy over the whole training, beside {self.baseline}: {others}. "
-            f"The largest gain is that of {first.name_a}, which reaches the target after "
-            f"{_steps(first.steps_to_target)} of {first.steps:,} steps. {self.final_message}"
+            f"{self.message} Gain in mean accuracy over the training: {gains}. The target is the final accuracy "
+            f"{present.words(self.baseline)}. {reached}. {self.final_message}"
         )
 
     @property
@@ -365,16 +372,15 @@ class Ranking:
             cost = self._milliseconds(comparison.name_a) / self._milliseconds(self.baseline)
             saved = comparison.steps / comparison.steps_to_target
             parts.append(
-                f"{comparison.name_a} needs {saved:.1f} times fewer steps to the target and {cost:.1f} times the "
-                f"time for each, so that it is {saved / cost:.1f} times as fast in seconds"
+                f"{comparison.name_a} needs {saved:.1f} times fewer steps, each {cost:.1f} times as long, and is "
+                f"{saved / cost:.1f} times as fast in seconds"
                 if np.isfinite(comparison.steps_to_target)
                 else f"{comparison.name_a} does not reach the target"
             )
         return (
-            f"In time rather than steps: {'; '.join(parts)}. What the methods that gain have in common is the "
-            "projection: the gradient loses what only shifts or stretches the activations. That this is "
-            "the cause of the gain is a guess; this comparison does not separate it from the larger steps that "
-            "it allows."
+            f"To the same target: {'; '.join(parts)}. What the methods have in common is the projection: the "
+            "gradient loses what only shifts or stretches. Whether that is the cause of a gain, or the larger steps "
+            "that it allows, this comparison does not tell."
         )
 
     def table(self):
@@ -412,14 +418,13 @@ class Ranking:
 
 def rates_message(frame, rates, decades):
     """The caption's first sentence of the sweep."""
-    widest = max(decades, key=decades.get)
     for method, rate in rates.items():
         present.number(f"{_key(method)}.best_rate", rate)
         present.number(f"{_key(method)}.stable_decades", decades[method], unit="decades")
+    low, high = min(rates, key=rates.get), max(rates, key=rates.get)
     return (
-        f"The best learning rate runs from {min(rates.values()):.2g} ({min(rates, key=rates.get)}) to "
-        f"{max(rates.values()):.2g} ({max(rates, key=rates.get)}); {widest} is within a point of its best over "
-        f"{decades[widest]:.1f} decades, none over {decades['none']:.1f}."
+        f"The best learning rate runs from {rates[low]:.2g} ({present.short(low)}) to {rates[high]:.2g} "
+        f"({present.short(high)})."
     )
 
 
@@ -428,8 +433,8 @@ def budget_message(frame):
     one = frame[frame.tried == 1].set_index("method").accuracy
     best = one.idxmax()
     return (
-        f"With a single learning rate drawn at random, {best} may expect {100 * one[best]:.1f} %, none "
-        f"{100 * one['none']:.1f} %."
+        f"With a single learning rate drawn at random, {100 * one[best]:.1f} % may be expected {present.words(best)}, "
+        f"and {100 * one['none']:.1f} % without normalization."
     )
 
 
@@ -460,7 +465,7 @@ def hypotheses(curves):
         _record(f"hypothesis.{name.lower()}", (found.mean, found.low, found.high), "fraction", found.pairs)
         rows.append(
             {
-                "hypothesis": f"{name}: {a} against {b}, {measure}",
+                "hypothesis": f"{name}: {present.short(a)} against {present.short(b)}, {measure}",
                 "difference, points": points(found),
                 "p": found.p,
             }
@@ -473,14 +478,13 @@ def hypotheses(curves):
 
 def hypotheses_message(table, seeds):
     """The caption's first sentence of the table of hypotheses."""
-    apart = int((table.verdict == "told apart").sum())
     least = 2.0 ** (1 - len(seeds))
     limit = (
-        f" With {len(seeds)} seeds no p can be under {least:.3g}: nothing may be claimed by this test."
+        f" With {len(seeds)} seeds, p cannot be under {least:.3g}: this test can claim nothing."
         if len(HYPOTHESES) * least > 0.05
         else ""
     )
-    return f"{apart} of {len(table)} hypotheses are told apart.{limit}"
+    return f"Each method at its own best rate: {_sides(table)}.{limit}"
 
 
 def hypotheses_sentence(table):
@@ -488,8 +492,21 @@ def hypotheses_sentence(table):
     told = []
     for row in table.to_dict("records"):
         pair, measure = row["hypothesis"].partition(": ")[2].split(", ")
-        told.append(f"{pair} {row['difference, points']} points of {measure} ({row['verdict']})")
-    return f"Each method at its own best learning rate: {_list(told)}."
+        told.append(f"{pair}, {measure}, {row['difference, points']}")
+    return (
+        f"With each method at its own best learning rate: {_sides(table)}. The differences, in points: "
+        f"{'; '.join(told)}."
+    )
+
+
+def _sides(table):
+    """Which method of each hypothesis is above the other."""
+    told = []
+    for row in table.to_dict("records"):
+        a, b = row["hypothesis"].partition(": ")[2].partition(", ")[0].split(" against ")
+        side = "above" if row["difference, points"].startswith("+") else "below"
+        told.append(f"{a} {side if row['verdict'] == 'told apart' else 'not told apart from'} {b}")
+    return _list(told)
 
 
 def batch_message(frame):
@@ -499,8 +516,11 @@ def batch_message(frame):
         small = rows.loc[rows["size"].idxmin()].accuracy
         lost[method] = float(rows.accuracy.max() - small)
         present.number(f"{_key(method)}.lost_at_batch_2", lost[method], unit="fraction")
-    told = ", ".join(f"{method} {100 * loss:.1f}" for method, loss in lost.items())
-    return f"Points of accuracy lost between a method's best batch size and two images: {told}."
+    worst = max(lost, key=lost.get)
+    return (
+        f"With two images in a batch, the network loses most {present.words(worst)}: {100 * lost[worst]:.1f} points "
+        "against its best size."
+    )
 
 
 def when_sentence(frame):
@@ -514,12 +534,14 @@ def when_sentence(frame):
                     f"{size} images {place} ({100 * abs(gap):.1f} points)"
                 )
     told = [
-        f"{method} is better than {other} by more than a point with batches of {_list(ahead[method]) or 'no size'}"
+        f"{method} is more than a point better than {other} with batches of {_list(ahead[method])}"
+        if ahead[method]
+        else f"At no size of the batch is {method} more than a point better than {other}"
         for method, other in (("LN", "BN"), ("BN", "LN"))
     ]
     return (
-        f"{'. '.join(told)}. An image's statistics under LN are its own; under BN they are the batch's, and behind a "
-        "dense layer a batch has one value for each image."
+        f"{'. '.join(told)}. Under LN an image has statistics of its own; under BN it shares those of the batch, and "
+        "behind a dense layer a batch has a single value for each image."
     )
 
 
@@ -539,7 +561,7 @@ def laws_sentence(held, count, agree, fields):
     told = "All" if held == count else f"{held} of"
     return (
         f"{told} {count} exact facts hold to round-off in float64, and {agree} of {fields} fields of the table of "
-        "invariances are as the theory of convolutions says."
+        "invariances are as theory says for convolutions."
     )
 
 
@@ -554,10 +576,9 @@ def epsilon_message(shares):
         present.number(f"epsilon.share.{name}", float(np.median(value)), unit="fraction")
     present.number("epsilon.empty_positions", empty, unit="fraction")
     return (
-        f"With ε = {of_filters.epsilon.max():g}, epsilon is {100 * np.median(big):.0f} % of a filter's variance "
-        f"(median; {100 * big.max():.0f} % at most), with {of_filters.epsilon.min():g} it is "
-        f"{100 * np.median(small):.1f} %; over the channels of one position, even the smaller one is more than half "
-        f"of the variance at {100 * empty:.0f} % of the positions."
+        f"With ε = {_power(of_filters.epsilon.max())}, ε is {100 * np.median(big):.0f} % of a filter's variance "
+        f"(median), with {_power(of_filters.epsilon.min())} it is {100 * np.median(small):.1f} %; of a position's "
+        f"variance even the smaller ε is more than half at {100 * empty:.0f} % of the positions."
     )
 
 
@@ -570,14 +591,10 @@ def depth_message(frame):
     for method in last.index:
         present.number(f"depth.{method.lower()}.cosine", last.cosine[method])
         present.number(f"depth.{method.lower()}.growth", middle[method])
-    cosines = ", ".join(
-        f"{last.cosine[m]:.2f} with {m}" if m != "none" else f"{last.cosine[m]:.2f} without"
-        for m in last.index
-    )
+    cosines = ", ".join(f"{last.cosine[m]:.2f} {present.words(m)}" for m in last.index)
     return (
-        f"Before training, different inputs have a mean cosine of {cosines} after {int(frame.layer.max())} layers "
-        f"(theory for BN: 1/π = {1 / np.pi:.2f}); from layer to layer back, BN's squared gradient becomes "
-        f"{middle['BN']:.2f} times as large (theory: π/(π − 1) = {np.pi / (np.pi - 1):.2f})."
+        f"After {int(frame.layer.max())} layers, different inputs have a mean cosine of {cosines}; from layer to layer "
+        f"back, the squared gradient grows {middle['BN']:.2f} times with BN."
     )
 
 
@@ -607,7 +624,7 @@ def conservation_verdicts(bn, channels):
         present.verdict("V1", f"conserved.{name}", claim, share, 1e-3, held[-1])
     if all(held):
         return "What the output does not feel, training does not move."
-    return "Training moves what it should not."
+    return "Training moves what the output does not feel."
 
 
 def statistics_message(frame):
@@ -618,10 +635,11 @@ def statistics_message(frame):
     worst = min(lags, key=lambda name: first[name])
     for name in first.index:
         present.number(f"statistics.{name.replace(' ', '_')}.first", first[name], unit="fraction")
+    momentum = worst.removeprefix("moving, ")
     return (
-        f"After {int(frame.step.min())} steps the same weights classify {100 * first[worst]:.1f} % with statistics of "
-        f"{worst} and {100 * first['exact']:.1f} % with exact ones; after {int(frame.step.max())}, "
-        f"{100 * last[worst]:.1f} % and {100 * last['exact']:.1f} %."
+        f"After {int(frame.step.min())} steps the same weights classify {100 * first[worst]:.0f} % with moving "
+        f"averages of {momentum} and {100 * first['exact']:.0f} % with exact statistics; after "
+        f"{int(frame.step.max())}, {100 * last[worst]:.0f} % and {100 * last['exact']:.0f} %."
     )
 
 
@@ -633,9 +651,9 @@ def landscape_message(frame):
     for method, value in ranges.items():
         present.number(f"{_key(method)}.loss_range", value, unit="nats")
     steadier = [m for m in ranges.index if m != "none" and ranges[m] < ranges["none"]]
-    return (
-        f"The median range of the loss along a step is {', '.join(f'{v:.2f} ({m})' for m, v in ranges.items())} nats: "
-        + (f"smaller with {_list(steadier)}." if steadier else "no normalization makes it smaller.")
+    told = ", ".join(f"{value:.2f} {present.words(m)}" for m, value in ranges.items())
+    return f"Along a step the loss ranges over {told} nats (medians): " + (
+        f"less {present.words(*steadier)}." if steadier else "with no normalization less than without."
     )
 
 
@@ -647,8 +665,8 @@ def percentile_message(frame):
         present.number(f"sigmoid.{_key(method)}.accuracy", rows.accuracy.iloc[-1], unit="fraction")
     last = frame.groupby("method").accuracy.last()
     return (
-        f"The median input of a deep unit wanders over {moved['none']:.2f} without BN and {moved['BN']:.2f} with it; "
-        f"{100 * last['none']:.1f} % against {100 * last['BN']:.1f} % of the test images are right."
+        f"The median input of a deep unit wanders over {moved['none']:.2f} without BN and {moved['BN']:.2f} with BN; "
+        f"the network ends at {100 * last['none']:.0f} % and {100 * last['BN']:.0f} %."
     )
 
 
@@ -669,9 +687,9 @@ def mechanism_message(table, twin):
     largest = table.loc[table.float32.idxmax()]
     present.number("drift.twin", twin)
     return (
-        f"{len(of['semantic'])} of {len(table)} mechanisms make a difference that float64 does not remove, the largest "
-        f"being {largest.mechanism} ({scientific(largest.float32)}); {_list(of['cannot']) or 'none'} cannot move γ or "
-        f"β at all; {_list(of['round-off']) or 'none'} {'is' if len(of['round-off']) == 1 else 'are'} round-off."
+        f"{len(of['semantic'])} of {len(table)} mechanisms change the training in float64 too, "
+        f"{largest.mechanism} most of all; {len(of['round-off'])} are round-off, {len(of['cannot'])} cannot move "
+        "γ or β."
     )
 
 
@@ -688,10 +706,10 @@ def second_derivative_message(table):
     worst = table.loc[table["TensorFlow's"].idxmax()]
     theirs, ours = worst["TensorFlow's"], table["own"].max()
     if theirs <= 1e-6:
-        return f"TensorFlow's second derivatives are right to {scientific(theirs)}, own ones to {scientific(ours)}."
+        return f"TensorFlow's second derivatives are right to {scientific(theirs)}, the own ones to {scientific(ours)}."
     return (
         f"TensorFlow's second derivatives are wrong by up to {100 * theirs:.0f} % "
-        f"({worst['layer']}), own ones by {scientific(ours)}."
+        f"({worst['layer']}), the own ones by at most {scientific(ours)}."
     )
 
 
@@ -703,7 +721,7 @@ def claims(profile, seeds):
             "may be claimed."
         )
     return (
-        f"With {len(seeds)} seeds, speed of convergence may be claimed where the interval says so; gaps in "
+        f"With {len(seeds)} seeds, a difference in speed may be claimed where its interval leaves out zero; a gap in "
         "final accuracy under half a point may not."
     )
 
@@ -722,6 +740,11 @@ def scientific(value):
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if value else "0"
 
 
+def _power(value):
+    """An epsilon as figures write it: 1e-5."""
+    return f"{value:.0e}".replace("e-0", "e-")
+
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -731,6 +754,11 @@ def _record(name, interval, unit, seeds):
 
 def _key(name):
     return name.lower().replace("'s", "").replace(" ", "_")
+
+
+def higher(points):
+    """A difference in words: "3.36 points higher"."""
+    return f"{abs(points):.2f} points {'lower' if points < 0 else 'higher'}"
 
 
 def signed(value):
