@@ -257,6 +257,16 @@ def test_no_measured_number_is_typed(notebook):
         assert not (found := re.search(r"\d\.\d{3,}|\d\.\d+ ?\\?%", text)), found[0]
 
 
+def test_every_figure_and_table_is_spoken_of_before_it_is_shown(notebook):
+    spoken_of = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            spoken_of += cell.source
+        elif not cell.source.startswith("if "):  # shown where there is occasion to
+            for label in re.findall(r'"((?:fig|tbl)-[\w-]+)"', cell.source):
+                assert f"](#{label})" in spoken_of, label
+
+
 def test_notebooks_neither_define_nor_find_what_they_use_by_tricks(notebook):
     for cell in code(notebook):
         assert "sys.path" not in cell.source

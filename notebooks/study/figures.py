@@ -255,14 +255,19 @@ def statistics_curves(frame):
     return _finished(figure, columns=2)
 
 
-def mechanism_bars(table, twin):
-    """The drift that each mechanism makes, in float32 and in float64; and that of a one-ulp twin."""
-    figure, axes = plt.subplots(figsize=(WIDE, 3.8))
+def mechanism_bars(table):
+    """The drift that each mechanism makes, in float32 and in float64, and what float32 leaves open.
+
+    Args:
+        table: DataFrame with columns mechanism, float32, float64 and band; and layer, where there are several.
+    """
+    figure, axes = plt.subplots(figsize=(WIDE, 1.2 + 0.26 * len(table)))
     places = np.arange(len(table))
     for column, shift, colour in (("float32", -0.2, "#333333"), ("float64", 0.2, "#8c8c8c")):
         axes.barh(places + shift, table[column], 0.38, color=colour, label=column)
-    axes.axvline(twin, color="black", ls=":", lw=1.2, label="one-ulp twin, float32")
-    axes.set(yticks=places, yticklabels=table.mechanism, xlabel="largest difference of γ or β")
+    axes.plot(table.band, places, "|", color="black", ms=12, mew=2, label="what float32 leaves open")
+    names = table.layer + ": " + table.mechanism if "layer" in table else table.mechanism
+    axes.set(yticks=places, yticklabels=names, xlabel="largest difference of a parameter")
     _logarithmic_from_zero(axes, "x", np.concatenate([table.float32, table.float64]))
     axes.invert_yaxis()
     axes.set_axisbelow(True)
