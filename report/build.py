@@ -352,17 +352,22 @@ def compose(notebooks, executed, results, folder):
 def front_matter(results, body):
     """Title, abstract and the reader's help, with the computed sentences in their places.
 
-    `{key}` is a sentence of the notebooks, `{key:brief}` its beginning. Of the links, those stay whose aim is built.
+    `{key}` is a sentence of the notebooks, `{key:brief}` its beginning; `{key,key:brief}` are several, `together`.
+    Of the links, those stay whose aim is built.
     """
 
     def link(match):
         return match[0] if f"{{#{match[1] or f'sec-{match[2]}'}" in body else ""
 
     def fill(match):
-        text = results["sentences"].get(match[1], "*(not computed in this build)*")
-        return _beginning(text) if match[2] else text
+        texts = [
+            results["sentences"].get(key, "*(not computed in this build)*") for key in match[1].split(",")
+        ]
+        return together([beginning(text) for text in texts] if match[2] else texts)
 
-    text = re.sub(r"\{((?:\w+\.)+\w+)(:brief)?\}", fill, (HERE / "front_matter.md").read_text())
+    text = re.sub(
+        r"\{((?:\w+\.)+\w+(?:,(?:\w+\.)+\w+)*)(:brief)?\}", fill, (HERE / "front_matter.md").read_text()
+    )
     text = re.sub(r" \(\[\w+\]\((?:#([\w-]+)|([\w-]+)\.ipynb)\)\)", link, text)
     text = text.replace("<!-- verdicts -->", verdict_summary(results["verdicts"]))
     banners = []
@@ -379,9 +384,21 @@ def front_matter(results, body):
     return head + banner + rest if marker else banner + text
 
 
-def _beginning(text):
+def beginning(text):
     """The first sentence, or what comes before its semicolon."""
     return re.split(r"[.;] ", text)[0].rstrip(".") + "."
+
+
+def together(texts):
+    """Sentences one after the other; those that differ in a single word as one, with all of these words."""
+    columns = list(zip(*(text.split() for text in texts), strict=False))
+    other = [place for place, words in enumerate(columns) if len(set(words)) > 1]
+    if len(texts) == 1 or len(other) != 1 or len({len(text.split()) for text in texts}) > 1:
+        return " ".join(dict.fromkeys(texts))
+    *most, last = columns[other[0]]
+    merged = [words[0] for words in columns]
+    merged[other[0]] = f"{', '.join(most)} and {last}"
+    return " ".join(merged)
 
 
 VERDICT_TABLES = {
@@ -434,7 +451,7 @@ def _lead(notebook):
     """The beginnings of the sentences that a notebook ends with, behind its last heading."""
     headings = [n for n, cell in enumerate(notebook.cells) if re.search(r"^## ", cell.source, flags=re.M)]
     ending = nbformat.v4.new_notebook(cells=notebook.cells[headings[-1] :] if headings else notebook.cells)
-    told = [_beginning(r["text"]) for r in records([ending]) if r["kind"] == "state" and r["key"]]
+    told = [beginning(r["text"]) for r in records([ending]) if r["kind"] == "state" and r["key"]]
     return f"::: {{.lead}}\n**In short:** {' '.join(told)}\n:::\n" if told else ""
 
 

@@ -7,20 +7,20 @@ import shutil
 
 import nbformat
 
+import build
+
 HERE = pathlib.Path(__file__).parent
 BUILT, PUBLISHED, README = HERE / "build", HERE / "published", HERE.parent / "README.md"
 FRONT = "fig-comparison"
-FOUND = {  # sentence -> what is said before it
-    "comparison.answer": "One learning rate for all: ",
-    "comparison.tuned": "",
-    "comparison.when": "",
-    "bn.same": "",
-    "ln.same": "",
-    "wn.same": "",
-    "bn.drift": "",
-    "ln.reason": "",
-    "mechanisms.second": "",
-}
+FOUND = (  # what is said in bold, and the sentences behind it
+    ("One learning rate for all.", ("comparison.answer",)),
+    ("A learning rate for each.", ("comparison.tuned",)),
+    ("Small batches.", ("comparison.when",)),
+    ("Own layers and TensorFlow's.", ("bn.same", "ln.same", "wn.same")),
+    ("The drift that a study of 2019 saw.", ("bn.drift",)),
+    ("The reason that it broke off at.", ("ln.reason",)),
+    ("Second derivatives.", ("mechanisms.second",)),
+)
 
 
 def main():
@@ -45,9 +45,10 @@ def front(notebooks):
 def with_findings(readme, results):
     """The README with the beginnings of these results' sentences in their place."""
     about = results["provenance"]
+    told = results["sentences"]
     lines = [
-        f"* {before}{re.split('[.;] ', results['sentences'][key])[0].rstrip('.')}."
-        for key, before in FOUND.items()
+        f"* **{subject}** {build.together([build.beginning(told[key]) for key in keys])}"
+        for subject, keys in FOUND
     ]
     lines.append(f"\n(The `{about['profile']}` profile, {about['date'][:10]}.)")
     block = "<!-- found -->\n" + "\n".join(lines) + "\n<!-- /found -->"

@@ -181,12 +181,13 @@ def drift_message(drifts):
 def same_sentence(method, apart):
     """Whether own and TensorFlow's layer are the same after training: the float64 and the twin criterion."""
     same = apart["float64"] <= 1e-12 and apart["float32"] <= 2 * _band(apart)
-    verdict = "are the same layer" if same else "are not the same layer"
+    verdict = "Nothing but" if same else "More than"
     return (
-        f"Own {method} and TensorFlow's {verdict}: after {apart['steps']} paired steps, no weight differs by more than "
-        f"{scientific(apart['float64'])} in float64. In float32 they end {scientific(apart['float32'])} apart; "
-        f"rounding alone takes TensorFlow's layer this far from itself: {scientific(apart['twin'])} if one weight "
-        f"starts one unit in the last place higher, {scientific(apart['rounding'])} if the training is in float64."
+        f"{verdict} rounding parts own {method} from TensorFlow's. After {apart['steps']} paired steps no weight "
+        f"differs by more than {scientific(apart['float64'])} in float64. In float32 they end "
+        f"{scientific(apart['float32'])} apart; rounding alone takes TensorFlow's layer this far from itself: "
+        f"{scientific(apart['twin'])} if one weight starts one unit in the last place higher, "
+        f"{scientific(apart['rounding'])} if the training is in float64."
     )
 
 
