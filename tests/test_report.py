@@ -348,6 +348,17 @@ def test_every_figure_of_the_report_gives_its_data_and_tells_it(report):
         assert re.match(r"(Line chart|Bar chart|Colour map|Chart)\b.*\d", alt), label
 
 
+def test_captions_are_short_and_say_their_message_first(report):
+    executed = [nbformat.read(path, as_version=4) for path in (report / "notebooks").glob("0*.ipynb")]
+    captions = {r["label"]: r["caption"] for r in build.records(executed) if r["kind"] == "figure"}
+    assert len(captions) >= 12
+    for label, caption in captions.items():
+        message, reading = re.fullmatch(r"\*\*(.*?)\*\*(.*)", caption).groups()
+        assert len(message) <= 210, (label, message)  # two lines of print
+        assert len(reading) <= 240, (label, reading)
+        assert " none" not in message, message
+
+
 def test_own_and_tensorflows_layers_agree_in_the_report(report):
     results = json.loads((report / "results.json").read_text())
     verdicts = {row["id"]: row for row in results["verdicts"]}

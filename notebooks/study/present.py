@@ -272,7 +272,7 @@ def _told(frame):
         ends = [f"{_brief(h)} at {_brief(at)}" for h, at in zip(rows[height], rows[place], strict=True)]
         name = ", ".join(name for name in names if name)
         parts.append((f"{name}: " if name else "") + (", " if words else " to ").join(ends))
-    return "; ".join(parts[:16]) + "."
+    return "; ".join(parts) + "."
 
 
 def _brief(value):
