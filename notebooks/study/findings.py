@@ -61,10 +61,9 @@ class Comparison:
             else f"in none of the {self.steps:,} steps"
         )
         return (
-            f"{self.message} Averaged over the training, its test accuracy {with_a} is {higher(mean)} than {with_b} "
-            f"(95 % interval {signed(low)} to {signed(high)}, {self.seeds} paired seeds); at the end, it is "
-            f"{_percent(self.final_a)} against {_percent(self.final_b)}. The final accuracy {with_b} is reached "
-            f"{with_a} {reached}."
+            f"{self.message} Averaged over the training, the test accuracy {with_a} is {higher(mean)} (95 % interval "
+            f"{signed(low)} to {signed(high)}, {self.seeds} paired seeds); at the end, it is {_percent(self.final_a)} "
+            f"against {_percent(self.final_b)}. The final accuracy {with_b} is reached {with_a} {reached}."
         )
 
 
