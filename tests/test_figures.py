@@ -47,7 +47,7 @@ def test_lines_are_told_apart_without_their_colours(looks):
     for one, other in itertools.combinations(looks, 2):
         assert not alike(one, other), (one, other)
         assert one.marker != other.marker
-        assert one.colour != other.colour
+        assert one.colour != other.colour or one in present.SERIES
 
 
 def test_lines_that_look_the_same_are_found():
@@ -139,7 +139,7 @@ def test_all_combinations_of_faults_are_drawn_and_zero_is_zero():
 
 def test_bars_are_as_long_as_the_data_and_zero_is_none():
     table = pd.DataFrame({"mechanism": ["this", "that"], "float32": [0.0, 1e-3], "float64": [0.0, 1e-15]})
-    drawn = present.drawn(figures.mechanism_bars(table.assign(band=1e-4)))
+    drawn = present.drawn(figures.mechanism_bars(table.assign(band=1e-4, layer="BN")))
     drawn = drawn[drawn.series.str.startswith("float")]
     assert drawn.iloc[:, 1].tolist() == [0.0, 1e-3, 0.0, 1e-15]
 
@@ -152,11 +152,17 @@ def test_changes_are_given_as_they_are_and_not_as_their_logarithm():
 
 def test_nothing_that_is_conserved_is_clipped():
     frame = pd.DataFrame(
-        {"step": [1, 2], "kernel": [0.1, 0.2], "bias": [0.0, 1e-14], "length": 1e-8, "filters": 0.0}
+        {
+            "step": [1, 2],
+            "kernel": [0.1, 0.5],
+            "bias": [0.0, 1e-14],
+            "length": 1e-8,
+            "growth": 0.1,
+            "filters": 0.0,
+        }
     )
-    drawn = present.drawn(figures.conservation_curves(frame, frame))
-    bias = drawn[drawn.series == "bias before BN"]
-    assert bias["absolute change"].tolist() == [0.0, 1e-14]
+    drawn = present.drawn(figures.conservation_curves({"BN": frame}))
+    assert drawn[drawn.panel == "biases"].iloc[:, -1].tolist() == [0.0, 2e-14]
 
 
 def test_percentiles_are_named():
@@ -194,7 +200,9 @@ BY_BATCH = pd.DataFrame(
 )
 OF_SETS = pd.DataFrame({"set": ["a filter", "a position"], "epsilon": 1e-3, "share": 0.5})
 LEARNED = pd.DataFrame({"step": [10, 300] * 2, "statistics": ["exact"] * 2 + ["moving"] * 2, "accuracy": 0.5})
-CONSERVED = pd.DataFrame({"step": [1, 2], "kernel": 0.1, "bias": 1e-6, "length": 1e-8, "filters": 1e-7})
+CONSERVED = pd.DataFrame(
+    {"step": [1, 2], "kernel": 0.1, "bias": 1e-6, "length": 1e-8, "growth": 0.1, "filters": 1e-7}
+)
 UNIT = pd.DataFrame(
     {"method": ["none", "BN"], "step": 1, "accuracy": 0.5, "low": -1.0, "middle": 0.0, "high": 1.0}
 )
@@ -206,7 +214,25 @@ SAME = np.array([[word == "yes" for word in words.split()] for words in laws.INV
 ALL = {
     "accuracy": lambda: figures.accuracy_curves(groups()),
     "points": lambda: figures.accuracy_points(groups()),
-    "drift": lambda: figures.drift_curves(DRIFTS, ["as in 2019", "paired properly"]),
+    "drift": lambda: figures.drift_curves(
+        {"as in 2019": DRIFTS["neither"], "paired": DRIFTS[equivalence.NO_FAULT_64]}
+    ),
+    "arms": lambda: figures.arm_curves(
+        {f"arm {k}": list(histories(0.7)) for k in range(len(present.SERIES))}
+    ),
+    "rate map": lambda: figures.rate_map(
+        methods(exponent=tuple(range(-6, 3)), accuracy=(0.5,) * 8 + (0.8,), diverged=(0,) * 8 + (1,))
+    ),
+    "penalty": lambda: figures.penalty_curves(
+        pd.DataFrame(
+            {
+                "layer": ["own"] * 2 + ["TensorFlow's"] * 2,
+                "step": [1, 2] * 2,
+                "loss": 1.0,
+                "apart": [0, 1e-9] * 2,
+            }
+        )
+    ),
     "attribution": lambda: figures.attribution(DRIFTS),
     "ablation": lambda: figures.ablation_curves({arm: list(histories(a)) for arm, a in ARMS.items()}),
     "rates": lambda: figures.rate_curves(methods(rate=(0.01, 0.1), accuracy=(0.5, 0.8))),
@@ -219,9 +245,11 @@ ALL = {
     "depth": lambda: figures.depth_curves(
         methods(layer=(1, 2, 3), cosine=(0.3, 0.5, 0.9), growth=(0.5, 1, 1.4))
     ),
-    "conservation": lambda: figures.conservation_curves(CONSERVED, CONSERVED),
+    "conservation": lambda: figures.conservation_curves({m: CONSERVED for m in ("BN", "LN", "LN-C", "WN")}),
     "statistics": lambda: figures.statistics_curves(LEARNED),
-    "mechanisms": lambda: figures.mechanism_bars(MECHANISMS.assign(band=1e-3)),
+    "mechanisms": lambda: figures.mechanism_bars(
+        pd.concat([MECHANISMS.assign(band=1e-3, layer=layer) for layer in ("BN", "LN")])
+    ),
     "landscape": lambda: figures.landscape_curves(
         methods(step=(0, 10), lowest=(1, 1), highest=(2, 9), change=(4, 7))
     ),

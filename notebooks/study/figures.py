@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from study import equivalence, present, statistics
+from study import present, statistics
 
 WIDE = 6.3  # inches: the text of the PDF, so that nothing is scaled there
 CONTROLS = (
@@ -54,16 +54,14 @@ def accuracy_curves(groups, seed=None):
     return _finished(figure)
 
 
-def drift_curves(drifts, titles):
-    """The mean differences of the parameters by step: on the left with both faults of 2019, on the right with none.
+def drift_curves(shown):
+    """The mean differences of the parameters by step, a panel for each drift.
 
     Args:
-        drifts: dict fault name -> DataFrame, of `equivalence.fault_drifts`.
-        titles: of the two panels.
+        shown: dict title -> DataFrame of `equivalence.drift`; two of them.
     """
     figure, panels = plt.subplots(1, 2, figsize=(WIDE, 2.8))
-    shown = (drifts[equivalence.BOTH_FAULTS], drifts[equivalence.NO_FAULT])
-    for axes, title, drift in zip(panels, titles, shown, strict=True):
+    for axes, (title, drift) in zip(panels, shown.items(), strict=True):
         for place, parameter in enumerate(_parameters(drift)):
             rows = drift[drift.parameter == parameter]
             look = present.style(place, points=len(rows))
@@ -104,6 +102,24 @@ def ablation_curves(arms):
     return _finished(figure, title="averaged over")
 
 
+def arm_curves(arms):
+    """Mean accuracy by step of each arm of an experiment, the seeds thin behind it.
+
+    Args:
+        arms: dict label -> list of History.
+    """
+    figure, axes = plt.subplots(figsize=(5.2, 3.8))
+    for place, (label, histories) in enumerate(arms.items()):
+        steps = histories[0].steps
+        look = present.style(place, points=len(steps))
+        accuracy = 100 * np.array([h.accuracy for h in histories])
+        if len(histories) > 1:
+            axes.plot(steps, accuracy.T, label=f"_{label}", **look | THIN)
+        axes.plot(steps, accuracy.mean(axis=0), label=label, **look)
+    axes.set(xlabel="step", ylabel="test accuracy, %")
+    return _finished(figure, columns=2)
+
+
 def accuracy_points(groups):
     """Final test accuracy: every seed as a point, the mean with its t-interval beside them."""
     figure, axes = plt.subplots(figsize=(5.2, 2.9))
@@ -132,6 +148,35 @@ def rate_curves(frame):
         axes.set_xlabel("learning rate")
     panels[0][0].set_ylabel("held-out accuracy, %")
     return _finished(figure, columns=5)
+
+
+def rate_map(frame):
+    """Accuracy on the held-out images by method and learning rate, as colours with the value in each field; of each row
+    the best is framed, and a field where a run diverged says so."""
+    methods, exponents = list(dict.fromkeys(frame.method)), sorted(set(frame.exponent))
+    values, diverged = (
+        frame.pivot(index="method", columns="exponent", values=column).loc[methods, exponents].to_numpy(float)
+        for column in ("accuracy", "diverged")
+    )
+    figure, axes = plt.subplots(figsize=(WIDE, 0.27 * len(methods) + 1.3))
+    low = np.nanpercentile(values, 25)  # below, all is as bad
+    image = axes.imshow(values, cmap="cividis", vmin=low - 0.1, vmax=np.nanmax(values), aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            word = "diverged" if diverged[i, j] else f"{100 * value:.1f}"
+            ink = "white" if value < (image.norm.vmin + image.norm.vmax) / 2 else "black"
+            axes.text(j, i, word, ha="center", va="center", size=8, color=ink)
+    for i, row in enumerate(values):
+        axes.add_patch(
+            plt.Rectangle((np.nanargmax(row) - 0.5, i - 0.5), 1, 1, fill=False, lw=1.8, ec="black")
+        )
+    axes.set(xticks=range(len(exponents)), xticklabels=[f"{10 ** (k / 2):.2g}" for k in exponents])
+    axes.set(
+        yticks=range(len(methods)), yticklabels=[present.short(m) for m in methods], xlabel="learning rate"
+    )
+    axes.grid(visible=False)
+    figure.colorbar(image, location="bottom", aspect=40, extend="min", label="held-out accuracy")
+    return figure
 
 
 def budget_curves(frame):
@@ -224,24 +269,28 @@ def depth_curves(frame):
     return _finished(figure)
 
 
-def conservation_curves(bn, channels):
-    """What stays and what moves in training with BN and with LN over the channels."""
-    length = ("length", "error of the length law")
-    frames = [
-        ("BN", bn, [("kernel", "weights"), ("bias", "bias before BN"), length]),
-        ("LN-C", channels, [("kernel", "weights"), ("filters", "sum of all filters")]),
-    ]
-    figure, panels = plt.subplots(1, len(frames), figsize=(WIDE, 3.0), sharey=True)
-    names = list(dict.fromkeys(label for _, _, lines in frames for _, label in lines))
-    for axes, (title, frame, lines) in zip(panels, frames, strict=True):
-        for column, label in lines:
-            look = present.style(names.index(label), points=len(frame))
-            axes.plot(frame.step, frame[column], label=label, **look)
+def conservation_curves(frames):
+    """What training leaves alone, in units of the motion, a line for each method: the biases' sums, the filters' sum,
+    and the squared lengths beside what is predicted.
+
+    Args:
+        frames: dict method -> DataFrame of `mechanisms.conservation`.
+    """
+    told = {
+        "bias": ("kernel", "biases"),
+        "filters": ("kernel", "sum of filters"),
+        "length": ("growth", "lengths"),
+    }
+    figure, panels = plt.subplots(1, len(told), figsize=(WIDE, 3.2), sharey=True)
+    drawn = []
+    for axes, (column, (unit, title)) in zip(panels, told.items(), strict=True):
+        for method, frame in frames.items():
+            drawn.append(frame[column] / frame[unit].max())
+            axes.plot(frame.step, drawn[-1], label=present.short(method), **_look(method, len(frame)))
         axes.set(title=title, xlabel="step")
-    panels[0].set_ylabel("absolute change")
-    drawn = [frame[column] for _, frame, lines in frames for column, _ in lines]
+    panels[0].set_ylabel("change, in units of the motion")
     _logarithmic_from_zero(panels[0], "y", np.concatenate(drawn))
-    return _finished(figure)
+    return _finished(figure, columns=5)
 
 
 def statistics_curves(frame):
@@ -256,22 +305,27 @@ def statistics_curves(frame):
 
 
 def mechanism_bars(table):
-    """The drift that each mechanism makes, in float32 and in float64, and what float32 leaves open.
+    """The drift that each mechanism makes, in float32 and in float64, a panel for each layer; pale: what one-ulp twins
+    and rounding leave open in float32.
 
     Args:
-        table: DataFrame with columns mechanism, float32, float64 and band; and layer, where there are several.
+        table: DataFrame with columns layer, mechanism, float32, float64 and band.
     """
-    figure, axes = plt.subplots(figsize=(WIDE, 1.2 + 0.26 * len(table)))
-    places = np.arange(len(table))
-    for column, shift, colour in (("float32", -0.2, "#333333"), ("float64", 0.2, "#8c8c8c")):
-        axes.barh(places + shift, table[column], 0.38, color=colour, label=column)
-    axes.plot(table.band, places, "|", color="black", ms=12, mew=2, label="what float32 leaves open")
-    names = table.layer + ": " + table.mechanism if "layer" in table else table.mechanism
-    axes.set(yticks=places, yticklabels=names, xlabel="largest difference of a parameter")
-    _logarithmic_from_zero(axes, "x", np.concatenate([table.float32, table.float64]))
-    axes.invert_yaxis()
-    axes.set_axisbelow(True)
-    axes.grid(visible=False, axis="y")
+    layers = table.groupby("layer", sort=False)
+    counts = [len(rows) for _, rows in layers]
+    size = (WIDE, 1.1 + 0.27 * sum(counts) + 0.2 * len(counts))
+    figure, panels = plt.subplots(len(counts), figsize=size, sharex=True, height_ratios=counts, squeeze=False)
+    for axes, (layer, rows) in zip(panels[:, 0], layers, strict=True):
+        places = np.arange(len(rows))
+        axes.axvspan(0.0, rows.band.iloc[0], color="0.9", lw=0, label="left open by float32")
+        for column, shift, colour in (("float32", -0.2, "#333333"), ("float64", 0.2, "#8c8c8c")):
+            axes.barh(places + shift, rows[column], 0.38, color=colour, label=column)
+        axes.set(yticks=places, yticklabels=rows.mechanism, title=layer)
+        axes.invert_yaxis()
+        axes.set_axisbelow(True)
+        axes.grid(visible=False, axis="y")
+    panels[-1, 0].set_xlabel("largest difference of a parameter")
+    _logarithmic_from_zero(panels[-1, 0], "x", np.concatenate([table.float32, table.float64]))
     return _finished(figure)
 
 
@@ -289,6 +343,19 @@ def landscape_curves(frame):
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
+    return _finished(figure)
+
+
+def penalty_curves(frame):
+    """The loss of a training with a gradient penalty, and how far its weights are from the plain formula's."""
+    figure, panels = plt.subplots(1, 2, figsize=(WIDE, 2.9))
+    for place, (layer, rows) in enumerate(frame.groupby("layer", sort=False)):
+        look = present.style(place, points=len(rows))
+        panels[0].plot(rows.step, rows.loss, label=layer, **look)
+        panels[1].plot(rows.step, rows.apart, label=layer, **look)
+    panels[0].set(xlabel="step", ylabel="loss, nats")
+    panels[1].set(xlabel="step", ylabel="weights apart, relative")
+    _logarithmic_from_zero(panels[1], "y", frame.apart.to_numpy())
     return _finished(figure)
 
 
@@ -333,7 +400,7 @@ def _logarithmic_from_zero(axes, direction, values):
     getattr(axes, f"set_{direction}scale")("symlog", linthresh=10.0**low, linscale=0.5)
     axis = getattr(axes, f"{direction}axis")
     decades = np.arange(low, high + 1, max(1, (high - low) // 6))
-    axis.set_ticks([0.0, *10.0 ** decades[1:]])
+    axis.set_ticks([0.0, *10.0 ** decades[len(decades) > 1 :]])
     axis.set_minor_locator(NullLocator())
 
 

@@ -63,6 +63,9 @@ SERIES = (
     Look("#7f7f7f", (1, 1), "^", ""),
     Look("#333333", (6, 2, 1, 2), "D", ""),
     Look("#8c8c8c", (12, 2.5), "v", ""),
+    Look("#1a1a1a", (3, 2), "P", ""),
+    Look("#595959", (1, 3), "X", ""),
+    Look("#7f7f7f", (9, 2, 3, 2), "<", ""),
 )
 
 _pending = {}  # records that wait for the next display
