@@ -86,7 +86,7 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(
         prog="report/build.py", description=usage.split("\n")[0], epilog=f"Exit codes:{codes}"
     )
-    parser.add_argument("--profile", default="default", choices=("smoke", "default", "thorough"))
+    parser.add_argument("--profile", default="default", choices=("smoke", "quick", "default", "thorough"))
     parser.add_argument(
         "--jobs", type=int, default=0, help="trainings at a time; 0 (default) for one on each core"
     )
@@ -370,7 +370,7 @@ def front_matter(results, body):
         banners.append(
             "These results come from a **sample of the data** (5,000 training and 1,000 test images)."
         )
-    if results["provenance"]["profile"] == "smoke":
+    if results["provenance"]["profile"] in ("smoke", "quick"):
         banners.append(
             "These runs are **a few steps long**: they show that everything works, and are evidence of nothing."
         )

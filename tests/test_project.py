@@ -227,7 +227,7 @@ def test_notebooks_are_stored_without_outputs(notebook):
 def test_notebooks_have_parameters_that_run_as_they_are(notebook):
     (cell,) = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
     parameters = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
-    expected = {"PROFILE": "default", "DATASET": "fashion_mnist", "SEED": 2612, "JOBS": 0}
+    expected = {"PROFILE": "quick", "DATASET": "fashion_mnist", "SEED": 2612, "JOBS": 0}
     assert expected.items() <= parameters.items()
     examines_a_layer = any("equivalence.paired_training" in cell.source for cell in code(notebook))
     assert ({"CANDIDATE", "REFERENCE"} <= set(parameters)) == examines_a_layer
