@@ -76,7 +76,7 @@ class Run:
 # How much is computed, and so how much may be claimed.
 PROFILES = {
     "smoke": {"sample": True, "steps": 40, "evaluate_every": 10, "seeds": 3},
-    "quick": {"sample": False, "steps": 100, "evaluate_every": 25, "seeds": 2},
+    "quick": {"sample": False, "steps": 60, "evaluate_every": 20, "seeds": 2},
     "default": {"sample": False, "steps": 1100, "evaluate_every": 100, "seeds": 3},
     "thorough": {"sample": False, "steps": 2750, "evaluate_every": 50, "seeds": 8},
 }
