@@ -125,7 +125,10 @@ def panel(base, method="BN"):
             display(figure, statistics)
         except (TypeError, ValueError) as error:  # such an axis makes no such layer
             print(f"There is no such layer. {error}")
-        note.value = "Each change trains anew, which takes some seconds."
+        note.value = (
+            "A change trains anew, for seconds. LN and RMS average over the axis; BN, GN and IN over all but it, "
+            "the last two image by image."
+        )
         plt.close("all")
 
     rows = [
