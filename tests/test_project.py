@@ -234,8 +234,22 @@ def test_notebooks_have_parameters_that_run_as_they_are(notebook):
     assert all(name.isupper() for name in parameters)
 
 
+def test_notebooks_check_their_parameters_and_end_with_an_exploration(notebook):
+    parameters, checked = (
+        next(place for place, cell in enumerate(notebook.cells) if words in cell.source)
+        for words in ("PROFILE = ", "check.parameters(globals()")
+    )
+    assert checked == parameters + 1
+    names = [node.targets[0].id for node in ast.parse(notebook.cells[parameters].source).body]
+    assert re.findall(r'"(\w+)"', notebook.cells[checked].source) == names[4:]
+    tagged = [cell for cell in notebook.cells if "explore" in cell.metadata.get("tags", [])]
+    assert tagged == notebook.cells[-2:]
+    assert "explore.panel(base, " in tagged[-1].source
+
+
 def test_notebooks_have_the_five_headings(notebook):
-    found = re.findall(r"^## (.*)$", "\n".join(prose(notebook)), flags=re.M)
+    *found, last = re.findall(r"^## (.*)$", "\n".join(prose(notebook)), flags=re.M)
+    assert last == "Explore"
     if (
         "# Exact facts and mechanisms\n" in prose(notebook)[0]
     ):  # many small experiments, each under its own heading
