@@ -1,9 +1,39 @@
 """Build the report: run the notebooks, put them together, number and link, write one HTML and one PDF.
 
-    python report/build.py [--profile P] [--jobs N] [--cluster A] [--data-dir D] [--set NAME=VALUE] [--only 02] [--open]
+Written to report/build (or --output):
+  report.html    the report, one file that asks nothing of any network
+  report.pdf     the same as a paper
+  results.json   every number and verdict, and where they come from
+  notebooks/     the notebooks as they ran
+A build of some sections alone is written to a folder of its own in there, such as report/build/only-02: the whole
+report stays as it is. Whatever goes wrong, the last good report stays until a new one is whole.
 
-Exit codes: 0 built; 1 a notebook failed, or the report could not be put together; 2 wrong arguments; 3 data missing;
-130 interrupted, 143 terminated. Whatever happens, the last good report stays until a new one is whole.
+Profiles, and their times on 2 cores with no finished runs kept:
+  smoke      2 minutes, a few steps on a sample of the data: that everything works, and evidence of nothing
+  quick      6 minutes, 60 steps and 2 seeds: the notebooks by hand, and evidence of nothing
+  default   14 minutes, 1,100 steps and 3 seeds: speed of convergence
+  thorough  80 minutes, 2,750 steps and 8 seeds: what is published
+Finished runs are kept: a stopped build goes on where it was, and a second one takes a minute and a half.
+
+Environment:
+  NORMLIB_CACHE     folder of the finished runs; default ~/.cache/normlib
+  NORMLIB_DATA      folder that holds the data files, as --data-dir
+  NORMLIB_CLUSTER   a Dask scheduler whose workers train, as --cluster
+  NORMLIB_PROGRESS  "bar" or "lines"; default bars on a terminal, lines elsewhere
+
+Examples:
+  python report/build.py --open
+  python report/build.py --profile smoke --only 02 --only 03
+  python report/build.py --set DATASET=mnist --set SEED=7
+  python report/build.py --set CANDIDATE=mymodule:MyBatchNormalization --only 01
+
+Exit codes:
+  0    built
+  1    a notebook failed, or the report could not be put together
+  2    wrong arguments
+  3    data missing or damaged
+  130  interrupted
+  143  terminated
 """
 
 import argparse
@@ -36,14 +66,16 @@ import papermill
 import pypandoc
 import typst
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
+PROFILES = ("smoke", "quick", "default", "thorough")
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PANDOC = pypandoc.get_pandoc_path()
 LINE = 100  # characters of a table in a line of the PDF, about
 pf.elements.RAW_FORMATS.add("typst")  # younger than panflute's list
 INSERTED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
-HIDDEN_TAGS = {"parameters", "injected-parameters", "remove-cell", "explore"}
+HIDDEN_TAGS = {"parameters", "injected-parameters", "remove-cell"}
 PACKAGES = [
     "tensorflow",
     "keras",
@@ -82,37 +114,45 @@ def main(arguments=None):
 
 def parse(arguments=None):
     """The command line."""
-    usage, _, codes = __doc__.partition("Exit codes:")
+    usage, _, more = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="report/build.py", description=usage.split("\n")[0], epilog=f"Exit codes:{codes}"
+        prog="python report/build.py",
+        description=usage,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--profile", default="default", choices=("smoke", "default", "thorough"))
-    parser.add_argument(
-        "--jobs", type=int, default=0, help="trainings at a time; 0 (default) for one on each core"
-    )
-    parser.add_argument(
-        "--cluster",
-        metavar="ADDRESS",
-        help="a Dask scheduler whose workers train, such as tcp://scheduler:8786",
-    )
-    parser.add_argument("--data-dir", type=pathlib.Path, help="folder that holds the data files")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--profile", default="default", choices=PROFILES, help="how much is computed; default: %(default)s")
+    add("--jobs", type=int, default=0, metavar="N", help="trainings at a time; default: one on each core")
+    add("--cluster", metavar="ADDRESS", help="a Dask scheduler whose workers train: tcp://scheduler:8786")
+    add("--data-dir", type=pathlib.Path, metavar="FOLDER", help="that holds the data files")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter of the notebooks, such as DATASET=mnist",
+        help="a parameter of the notebooks, such as DATASET (fashion_mnist, mnist, cifar10), SEED or CANDIDATE",
     )
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="NN", help="build only this section, such as 02"
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NN",
+        help="build this section, such as 02, and no other",
     )
-    parser.add_argument("--open", action="store_true", help="open the report when it is built")
-    parser.add_argument("--output", type=pathlib.Path, default=HERE / "build", help="folder of the result")
-    parser.add_argument(
-        "--notebooks", type=pathlib.Path, default=ROOT / "notebooks", help="folder of the notebooks"
+    add("--open", action="store_true", help="open the report when it is built")
+    add("--output", type=pathlib.Path, default=HERE / "build", metavar="FOLDER", help="default: report/build")
+    add(
+        "--notebooks",
+        type=pathlib.Path,
+        default=ROOT / "notebooks",
+        metavar="FOLDER",
+        help="of the sections; default: notebooks",
     )
     options = parser.parse_args(arguments)
     options.output = options.output.resolve()
+    if options.only:
+        options.output /= "only-" + "-".join(sorted(set(options.only)))
     if options.data_dir:
         os.environ["NORMLIB_DATA"] = str(options.data_dir.resolve())
     if options.cluster:
@@ -134,9 +174,9 @@ def build(options):
         FileLock(f"{folder}/lock"),
     ):
         folder = pathlib.Path(folder)
-        executed, seconds = [], {}
-        for number, notebook in enumerate(notebooks, start=1):
-            print(f"[{number}/{len(notebooks)}] {notebook.name}", file=sys.stderr, flush=True)
+        executed, seconds, tell = [], {}, stages([*(n.stem for n in notebooks), "writing"], options)
+        for notebook in notebooks:
+            tell(notebook.stem)
             before = time.time()
             executed.append(execute(notebook, parameters[notebook], folder / "notebooks" / notebook.name))
             seconds[notebook.stem] = round(time.time() - before, 1)
@@ -145,8 +185,8 @@ def build(options):
             options, parameters, dataset, seconds | {"all": round(time.time() - started, 1)}
         )
         results = {"provenance": provenance} | results
-        print("Writing the report", file=sys.stderr, flush=True)
-        document = compose(notebooks, executed, results, folder)
+        tell("writing")
+        document = compose(notebooks, executed, results, folder, elsewhere(options, notebooks))
         write_html(document, folder)
         write_pdf(document, folder)
         (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -155,6 +195,27 @@ def build(options):
     print(
         f"{options.output / 'report.html'} and report.pdf, in {time.time() - started:.0f} s", file=sys.stderr
     )
+
+
+def stages(names, options):
+    """A function that says which stage begins, and about how long the rest takes: by the seconds of the last such build
+    here, in proportion to what this one has taken so far."""
+    last = {}
+    with contextlib.suppress(OSError, ValueError, KeyError):  # there is none, or it is not whole
+        built = json.loads((options.output / "results.json").read_text())["provenance"]
+        last = built["seconds"] if built["profile"] == options.profile else {}
+    expected = {name: last.get(name, min(last.values(), default=1.0)) for name in names}
+    started = time.time()
+
+    def tell(name):
+        place, passed = names.index(name), time.time() - started
+        done, left = (sum(expected[n] for n in part) for part in (names[:place], names[place:]))
+        left = left * passed / done if done else left if last else None
+        about = "" if left is None else f", about {tqdm.format_interval(left)} left"
+        told = f"[{place + 1}/{len(names)}] {name}: {tqdm.format_interval(passed)} passed{about}"
+        print(told, file=sys.stderr, flush=True)
+
+    return tell
 
 
 def remove_left_behind(parent):
@@ -182,22 +243,24 @@ def read_parameters(options, notebooks):
     given = {"PROFILE": options.profile, "JOBS": options.jobs}
     for setting in options.set:
         name, equals, value = setting.partition("=")
-        if not equals:
-            raise BuildError(f"Expected --set NAME=VALUE. Received: {setting!r}", 2)
+        if not equals or name in ("PROFILE", "JOBS"):
+            raise BuildError(
+                f"Expected --set NAME=VALUE, and --profile and --jobs for these two. Received: {setting!r}", 2
+            )
         try:
             given[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             given[name] = value
     known = {notebook: papermill.inspect_notebook(str(notebook)) for notebook in notebooks}
-    names = sorted({name for parameters in known.values() for name in parameters})
-    for name, value in given.items():
-        if name not in names and name not in ("PROFILE", "JOBS"):
-            raise BuildError(f"Expected a parameter among {', '.join(names)}. Received: {name}={value!r}", 2)
-        for parameters in known.values():
-            default = ast.literal_eval(parameters[name]["default"]) if name in parameters else value
-            if type(default) is not type(value):
-                expected = type(default).__name__
-                raise BuildError(f"Expected {name} of type {expected}. Received: {name}={value!r}", 2)
+    defaults = {"PROFILE": "", "JOBS": 0}
+    for parameters in known.values():
+        defaults |= {name: ast.literal_eval(parameter["default"]) for name, parameter in parameters.items()}
+    from study import check
+
+    try:
+        check.given(given, defaults)
+    except (TypeError, ValueError) as error:
+        raise BuildError(str(error), 2) from error
     return {n: {name: given[name] for name in given if name in known[n]} for n in notebooks}
 
 
@@ -213,15 +276,18 @@ def find_data(options, parameters):
 
 
 def execute(notebook, parameters, target):
-    """Run one notebook and make sure that it ran whole."""
+    """Run one notebook, but for what is there to explore by hand, and make sure that it ran whole."""
     target.parent.mkdir(exist_ok=True)
+    source = nbformat.read(notebook, as_version=4)
+    numbered = [(n, cell) for n, cell in enumerate(source.cells, start=1) if not has_tag(cell, {"explore"})]
+    source.cells = [cell for _, cell in numbered]
+    nbformat.write(source, target)
     failure = None
     try:
         papermill.execute_notebook(
-            str(notebook),
+            str(target),
             str(target),
             parameters=parameters,
-            cwd=str(notebook.parent),
             progress_bar=False,
             stderr_file=sys.stderr,
             extra_arguments=["--log-level=40"],
@@ -230,12 +296,10 @@ def execute(notebook, parameters, target):
         failure = f"{error.ename}: {error.evalue}"
     except RuntimeError as error:  # a kernel that died
         failure = str(error)
-    if not target.exists():
-        raise BuildError(f"{notebook.name}: {failure or 'nothing was run'}")
     executed = nbformat.read(target, as_version=4)
     # papermill calls a notebook a success in which a cell left by sys.exit, and never runs the cells after it.
-    own_cells = [c for c in executed.cells if not INSERTED_TAGS & set(c.metadata.get("tags", []))]
-    for number, cell in enumerate(own_cells, start=1):
+    own_cells = [cell for cell in executed.cells if not has_tag(cell, INSERTED_TAGS)]
+    for (number, _), cell in zip(numbered, own_cells, strict=True):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         errors = [o for o in cell.outputs if o.output_type == "error"]
@@ -253,8 +317,23 @@ def execute(notebook, parameters, target):
     for cell in own_cells:  # warnings and progress were shown, and name this machine's folders
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    del executed.metadata["papermill"]  # so do its paths
     nbformat.write(executed, target)
     return executed
+
+
+def has_tag(cell, tags):
+    """Whether a cell has one of these tags."""
+    return bool(tags & set(cell.metadata.get("tags", [])))
+
+
+def elsewhere(options, notebooks):
+    """The labels of the sections that this build leaves out."""
+    labels = set()
+    for path in set(options.notebooks.glob("*.ipynb")) - set(notebooks):
+        text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        labels |= {f"sec-{path.stem}", *re.findall(r'(?:\\label\{|\{#|")((?:fig|tbl|eq|sec)-[\w-]+)', text)}
+    return labels
 
 
 # --- collect --------------------------------------------------------------------------------------------------------
@@ -329,7 +408,7 @@ def _processor():
 # --- put together ---------------------------------------------------------------------------------------------------
 
 
-def compose(notebooks, executed, results, folder):
+def compose(notebooks, executed, results, folder, left_out):
     """One document of all: a panflute Doc whose figures, tables, equations and sections are numbered and linked."""
     (folder / "media").mkdir()
     parts = []
@@ -341,7 +420,7 @@ def compose(notebooks, executed, results, folder):
     document = pf.convert_text(
         "\n\n".join(parts), extra_args=["--columns=200"], standalone=True, pandoc_path=PANDOC
     )
-    number(document, [n.stem for n in notebooks])
+    number(document, left_out)
     made = results["provenance"]
     document.metadata["built"] = (
         f"{made['date'][:10]}, profile {made['profile']}, commit {made['commit'][:7]}"
@@ -370,7 +449,7 @@ def front_matter(results, body):
         banners.append(
             "These results come from a **sample of the data** (5,000 training and 1,000 test images)."
         )
-    if results["provenance"]["profile"] == "smoke":
+    if results["provenance"]["profile"] in ("smoke", "quick"):
         banners.append(
             "These runs are **a few steps long**: they show that everything works, and are evidence of nothing."
         )
@@ -418,7 +497,7 @@ def cells(path, notebook, media):
     """A notebook's cells as pandoc's Markdown; below its heading what it comes to."""
     heading = rf"# \1 {{#sec-{path.stem}}}\n\n" + _lead(notebook).replace("\\", r"\\")
     for cell in notebook.cells:
-        if HIDDEN_TAGS & set(cell.metadata.get("tags", [])):
+        if has_tag(cell, HIDDEN_TAGS):
             continue
         if cell.cell_type == "markdown":
             yield re.sub(r"^# (.*)$", heading, cell.source, flags=re.M)
@@ -501,8 +580,9 @@ def provenance_section(provenance):
     return f"# Where this comes from {{#sec-provenance}}\n\n{text}\n\n{table}"
 
 
-def number(document, stems):
-    """Number sections, figures, tables and equations, and turn references to them into links."""
+def number(document, left_out):
+    """Number sections, figures, tables and equations, and turn references to them into links; what has a label that is
+    left out of this build is named."""
     counts, labels = {"Section": 0, "Figure": 0, "Table": 0, "Equation": 0}, {}
 
     def count(kind, identifier):
@@ -542,8 +622,8 @@ def number(document, stems):
         if not notebook and not re.match(r"#(fig|tbl|eq|sec)-", element.url):
             return None
         if target not in labels:
-            if notebook and notebook[1] not in stems and len(stems) < 4:
-                return list(element.content)  # a section that this build leaves out
+            if target in left_out:
+                return [*element.content, pf.Space(), pf.Code(target)]
             raise BuildError(f"A reference to something that is not there: {element.url}")
         kind, place = labels[target]
         told = f"{kind}\u00a0({place})" if kind == "Equation" else f"{kind}\u00a0{place}"

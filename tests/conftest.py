@@ -2,6 +2,10 @@
 
 import study  # isort: skip  # noqa: F401  # first: it fixes TensorFlow's threads
 
+import os
+import shutil
+import subprocess
+
 import keras
 import numpy as np
 import pytest
@@ -19,6 +23,17 @@ def rng():
 def sample():
     """The embedded sample of Fashion-MNIST."""
     return data.load(sample=True)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium, installed where that is possible."""
+    if not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+            subprocess.run(["apt-get", "-q", *command], capture_output=True, timeout=300)
+    if not shutil.which("chromium"):
+        pytest.skip("Chromium is missing and could not be installed: apt-get install chromium")
+    return shutil.which("chromium")
 
 
 @pytest.fixture(autouse=True)

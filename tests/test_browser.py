@@ -2,9 +2,6 @@
 
 import csv
 import io
-import os
-import shutil
-import subprocess
 
 import pytest
 import test_report
@@ -60,17 +57,6 @@ present.source(present.figure)
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 PHONE = {"width": 390, "height": 844}
 pytestmark = pytest.mark.xdist_group("browser")  # one worker, so that the page is built once
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """Debian's Chromium, installed where that is possible."""
-    if not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", "-q", *command], capture_output=True, timeout=300)
-    if not shutil.which("chromium"):
-        pytest.skip("Chromium is missing and could not be installed: apt-get install chromium")
-    return shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")

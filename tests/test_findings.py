@@ -383,3 +383,15 @@ def test_the_hypotheses_are_told_with_their_verdicts():
         in told
     )
     assert "(not told apart)." in told
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick"])
+def test_short_profiles_claim_nothing(profile):
+    assert "nothing else may be claimed" in findings.claims(profile, [1, 2])
+    assert "speed of convergence may be claimed" in findings.claims("default", [1, 2, 3])
+
+
+def test_one_rate_for_each_method_is_not_called_the_best():
+    frame = pd.DataFrame({"method": ["none", "BN"], "rate": 0.1})
+    told = findings.rates_message(frame, {"none": 0.1, "BN": 0.1}, {"none": 0.0, "BN": 0.0})
+    assert told == "Each method at the one learning rate 0.1: this profile does not search."

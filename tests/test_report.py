@@ -13,7 +13,8 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import build
-from study import present
+import publish
+from study import present, training
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -23,6 +24,7 @@ A sentence [@ioffe2015] with $\gamma$, and [Equation](#eq-toy), [Figure](#fig-to
 
 $$ y = \gamma \hat x + \beta . \label{eq-toy} $$
 """
+WORDS = "# A toy section\n\nWords."
 SHOW = """
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -56,7 +58,9 @@ def notebook(folder, *cells, name="01_toy"):
 
 
 def make(tmp_path, *cells, arguments=()):
-    folder = notebook(tmp_path / "notebooks", *cells)
+    folder = tmp_path / "notebooks"
+    if cells:
+        notebook(folder, *cells)
     build.main(
         ["--profile", "smoke", "--notebooks", str(folder), "--output", str(tmp_path / "out"), *arguments]
     )
@@ -285,7 +289,7 @@ def test_a_formula_that_cannot_be_converted_is_an_error(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("NOPE=1", "among LEVEL, NAME. Received: NOPE=1"),
+        ("NOPE=1", "among PROFILE, JOBS, LEVEL, NAME. Received: NOPE=1"),
         ("LEVEL=high", "type float. Received: LEVEL='high'"),
         ("LEVEL", "NAME=VALUE"),
     ],
@@ -298,6 +302,11 @@ def test_a_setting_is_parsed_never_evaluated(tmp_path, capsys):
     mark = tmp_path / "evaluated"
     fails(capsys, 2, tmp_path, TEXT, arguments=["--set", f"LEVEL=open({str(mark)!r}, 'w')"])
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["PROFILE", "JOBS"])
+def test_what_has_an_option_of_its_own_is_not_set(capsys, tmp_path, name):
+    assert f"--{name.lower()}" in fails(capsys, 2, tmp_path, TEXT, arguments=["--set", f"{name}=1"])
 
 
 def test_an_unknown_section_is_refused(capsys, tmp_path):
@@ -314,6 +323,112 @@ def test_damaged_data_have_their_own_exit_code(capsys, tmp_path, monkeypatch):
     assert stopped.value.code == 3
     assert "Remedies" in capsys.readouterr().err
     assert not output.exists()
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_help_says_all(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        build.parse(["--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert tuple(training.PROFILES) == build.PROFILES
+    for profile in training.PROFILES:
+        assert re.search(rf"^  {profile} +\d+ minutes, ", told, flags=re.M)
+    files = [*ROOT.glob("report/*.py"), *ROOT.glob("notebooks/study/*.py")]
+    source = "".join(path.read_text() for path in files)
+    for variable in set(re.findall(r'environ[^"]*"(NORMLIB_\w+)"', source)):
+        assert re.search(rf"^  {variable} ", told, flags=re.M), variable
+    for line in re.findall(r"^  python report/build.py (.*)$", told, flags=re.M):
+        assert build.parse(line.split())
+
+
+def test_exit_codes_are_the_same_in_help_and_readme():
+    told = re.findall(r"^  (\d+) +(.*)$", build.__doc__.partition("Exit codes:")[2], flags=re.M)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert len(told) == 6
+    assert ", ".join(f"{code} {meaning}" for code, meaning in told) in readme.replace(";", ",")
+
+
+def test_the_stages_and_the_time_left_are_told_in_lines(capsys, tmp_path):
+    make(tmp_path, WORDS)
+    told = capsys.readouterr().err
+    assert "[1/2] 01_toy: 00:00 passed\n[2/2] writing: " in told
+    assert re.search(r"writing: \d\d:\d\d passed, about \d\d:\d\d left\n", told)
+    make(tmp_path, WORDS)  # the last build tells from the start
+    assert re.search(r"01_toy: 00:00 passed, about \d\d:\d\d left\n", capsys.readouterr().err)
+
+
+def test_the_built_report_is_opened(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(build.webbrowser, "open", opened.append)
+    output = make(tmp_path, WORDS, arguments=["--open"])
+    assert opened == [(output / "report.html").as_uri()]
+    with pytest.raises(SystemExit):
+        make(tmp_path, "1 / 0", arguments=["--open"])
+    assert len(opened) == 1
+
+
+def test_what_is_there_to_explore_is_neither_run_nor_shown_nor_counted(capsys, tmp_path):
+    folder = notebook(tmp_path / "notebooks", WORDS, "1 / 0", "print('told')", "2 / 0")
+    path = folder / "01_toy.ipynb"
+    made = nbformat.read(path, as_version=4)
+    made.cells[2].metadata["tags"] = ["explore"]
+    nbformat.write(made, path)
+    assert "cell 5: ZeroDivisionError" in re.sub(r"\x1b\S*?m", "", fails(capsys, 1, tmp_path))
+    made.cells[4].metadata["tags"] = ["explore"]
+    nbformat.write(made, path)
+    page = (make(tmp_path) / "report.html").read_text()
+    assert "told" in page and "1 / 0" not in page
+
+
+# --- some sections alone --------------------------------------------------------------------------------------------
+
+
+def test_a_part_names_what_it_leaves_out_and_leaves_the_whole_alone(capsys, tmp_path):
+    folder = tmp_path / "notebooks"
+    notebook(folder, TEXT.replace("toy", "other"), SHOW.replace("toy", "other"), name="02_other")
+    refers = "[Equation](#eq-other), [Figure](#fig-other), [Section](02_other.ipynb), [Table](#tbl-missing)."
+    whole = make(tmp_path, TEXT, SHOW)
+    before = {f.name: f.read_bytes() for f in whole.iterdir() if f.is_file()}
+    told = fails(capsys, 1, tmp_path, f"# A toy\n\n{refers}", arguments=["--only", "01"])
+    assert "not there: #tbl-missing" in told
+    notebook(folder, f"# A toy\n\n{refers.replace(', [Table](#tbl-missing)', '')}")
+    part = make(tmp_path, arguments=["--only", "01"]) / "only-01"
+    page = (part / "report.html").read_text()
+    for words in (
+        "Equation <code>eq-other</code>",
+        "Figure <code>fig-other</code>",
+        "Section <code>sec-02_other</code>",
+    ):
+        assert words in page
+    assert (part / "report.pdf").exists()
+    assert {f.name: f.read_bytes() for f in whole.iterdir() if f.is_file()} == before
+
+
+@pytest.mark.parametrize("section", ["01", "02", "03", "04", "05"])
+def test_every_section_can_stand_alone(report, tmp_path, section):
+    options = build.parse(["--only", section])
+    [path] = build.find_notebooks(options)
+    executed = [nbformat.read(report / "notebooks" / path.name, as_version=4)]
+    results = build.collect(executed) | {
+        "provenance": json.loads((report / "results.json").read_text())["provenance"]
+    }
+    assert build.compose([path], executed, results, tmp_path, build.elsewhere(options, [path]))
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [{"profile": "smoke"}, {"profile": "quick"}, {"parameters": {"02_layer_normalization": {}}}, "sample"],
+)
+def test_only_a_whole_report_that_may_claim_something_is_published(unfit):
+    about = json.loads((ROOT / "report/published/results.json").read_text())["provenance"]
+    publish.refuse_unfit(about)
+    if unfit == "sample":
+        unfit = {"data": about["data"] | {"sample": True}}
+    with pytest.raises(SystemExit, match="Expected a build of all sections"):
+        publish.refuse_unfit(about | unfit)
 
 
 # --- the real report, in the smoke profile ---------------------------------------------------------------------------

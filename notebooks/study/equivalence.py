@@ -165,6 +165,8 @@ def fault_name(repeated, paired):
     return " and ".join(faults) or "neither"
 
 
+# Runs of which only the parameters count are measured on the fewer images.
+TRACED = {"trace": True, "validation": True}
 BOTH_FAULTS, NO_FAULT = fault_name(True, False), fault_name(False, True)
 NO_FAULT_64 = "neither, in float64"
 
@@ -181,7 +183,7 @@ def fault_drifts(base, candidate, reference, jobs=0, steps=15):
     Returns:
         dict fault name -> DataFrame of `drift`: both faults first, then each, then neither, then neither in float64.
     """
-    short = replace(base, steps=steps, evaluate_every=steps, trace=True)
+    short = replace(base, steps=steps, evaluate_every=steps, **TRACED)
     own = replace(short, **candidate)
     # In 2019 the parameters of TensorFlow's layer were updated t times at step t, and the two networks started from
     # different weights.
@@ -219,7 +221,7 @@ def paired_training(base, candidate, reference, jobs=0, steps=500, twins=2):
     """
     steps = min(steps, base.steps)
     own, theirs = (
-        replace(base, steps=steps, evaluate_every=steps, trace=True, **layer)
+        replace(base, steps=steps, evaluate_every=steps, **TRACED, **layer)
         for layer in (candidate, reference)
     )
     exact = [replace(run, dtype="float64") for run in (own, theirs)]
@@ -248,7 +250,7 @@ def mechanism_drifts(base, jobs=0, steps=30):
         last place higher.
     """
     steps = min(steps, base.steps)
-    own = replace(base, steps=steps, evaluate_every=steps, trace=True, **network.METHODS["BN"])
+    own = replace(base, steps=steps, evaluate_every=steps, **TRACED, **network.METHODS["BN"])
 
     def changed(**options):
         return replace(own, options=tuple((dict(own.options) | options).items()))

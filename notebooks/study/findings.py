@@ -416,6 +416,8 @@ def rates_message(frame, rates, decades):
     for method, rate in rates.items():
         present.number(f"{_key(method)}.best_rate", rate)
         present.number(f"{_key(method)}.stable_decades", decades[method], unit="decades")
+    if frame.rate.nunique() == 1:
+        return f"Each method at the one learning rate {frame.rate.iloc[0]:.2g}: this profile does not search."
     return (
         f"The best learning rate runs from {min(rates.values()):.2g} ({min(rates, key=rates.get)}) to "
         f"{max(rates.values()):.2g} ({max(rates, key=rates.get)}); {widest} is within a point of its best over "
@@ -701,6 +703,11 @@ def claims(profile, seeds):
         return (
             "These runs are a few steps on a sample: they show that everything works, and nothing else "
             "may be claimed."
+        )
+    if profile == "quick":
+        return (
+            f"These runs are short, of {len(seeds)} seeds, and the learning rates were not searched: they show what "
+            "the notebook does, and nothing else may be claimed."
         )
     return (
         f"With {len(seeds)} seeds, speed of convergence may be claimed where the interval says so; gaps in "

@@ -10,7 +10,7 @@ import pandas as pd
 import tensorflow as tf
 
 import normlib
-from study import equivalence, network, training
+from study import equivalence, network, running, training
 
 IMAGES = 400  # enough for statistics of activations
 
@@ -141,7 +141,7 @@ def conservation(base, method, steps=150, every=10):
         return (np.asarray(w, "float64") ** 2).sum(axis=(0, 1, 2))
 
     grown, taken, rows = np.zeros(start.shape[-1]), np.zeros(start.shape[-1]), []
-    for number, indices in enumerate(order, start=1):
+    for number, indices in enumerate(running.progress(order, f"conservation, {method}"), start=1):
         square, along = step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
         grown, taken = grown + square, taken + along
         if number % every == 0:
@@ -228,7 +228,7 @@ def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
         return float(np.mean(np.argmax(np.concatenate(parts), 1) == y_test))
 
     rows = []
-    for number, indices in enumerate(order, start=1):
+    for number, indices in enumerate(running.progress(order, "moving statistics"), start=1):
         step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
         now = [np.asarray(getattr(norm, name)) for name in names]
         for momentum, kept in averages.items():
@@ -275,7 +275,7 @@ def landscape(
             for variable, value, gradient in zip(variables, start, gradients, strict=True):
                 variable.assign(value - way * gradient)
 
-        for step, indices in enumerate(order):
+        for step, indices in enumerate(running.progress(order, f"landscape, {method}")):
             batch = tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices])
             _, gradients = slope(*batch)
             start = [v.numpy() for v in variables]
@@ -344,7 +344,7 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
                 for variable, gradient in zip(variables, gradients, strict=True):
                     variable.assign_sub(rate * gradient)
 
-        for first, last in itertools.pairwise([0, *looks]):
+        for first, last in running.progress([*itertools.pairwise([0, *looks])], f"sigmoids, {method}"):
             stretch(tf.constant(first), tf.constant(last))
             accuracy = np.mean(np.argmax(model(x_test), 1) == dataset.y_test)
             statistics = [v.numpy() for v in model.non_trainable_variables]

@@ -76,6 +76,7 @@ class Run:
 # How much is computed, and so how much may be claimed.
 PROFILES = {
     "smoke": {"sample": True, "steps": 40, "evaluate_every": 10, "seeds": 3},
+    "quick": {"sample": False, "steps": 60, "evaluate_every": 20, "seeds": 2},
     "default": {"sample": False, "steps": 1100, "evaluate_every": 100, "seeds": 3},
     "thorough": {"sample": False, "steps": 2750, "evaluate_every": 50, "seeds": 8},
 }
@@ -85,7 +86,8 @@ def profile(name, dataset="fashion_mnist", seed=2612):
     """The Run that a profile's runs start from, and its seeds.
 
     Args:
-        name: "smoke" (the embedded sample, a few steps: nothing may be claimed), "default" or "thorough".
+        name: "smoke" (the embedded sample, a few steps) or "quick" (the full data, for use by hand), of which nothing
+            may be claimed; "default" or "thorough".
         dataset: name of the data set; where its full data cannot be had, the sample takes its place.
         seed: the first of the seeds.
 

@@ -31,7 +31,7 @@ def sweep(base, methods=METHODS, steps=STEPS, jobs=0):
     """
     short = replace(base, steps=min(steps, base.steps), validation=True)
     short = replace(short, evaluate_every=-(-short.steps // 2))
-    whole = short.steps == steps  # a shorter search (of the smoke profile) tries one rate and widens nothing
+    whole = short.steps == steps  # a shorter search (smoke, quick) tries one rate and widens nothing
     grids = {method: list(EXPONENTS if whole else EXPONENTS[1:2]) for method in methods}
     while True:
         runs = {
@@ -191,7 +191,7 @@ def batch_sizes(base, rates, jobs=0):
         numbers has that of guessing) and diverged.
     """
     images = base.steps * base.batch_size // 11
-    sizes = SIZES if base.steps >= STEPS else SIZES[::4]  # a smoke profile's: the ends
+    sizes = SIZES if base.steps >= STEPS else SIZES[::4]  # smoke, quick: the ends
     runs = {}
     for method, layer in BY_BATCH.items():
         for size in sizes:
