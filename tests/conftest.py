@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+from jupyter_core.utils import ensure_event_loop
 
 import build
 from study import data
@@ -49,8 +50,15 @@ def report(tmp_path_factory):
 
 def in_own_thread(function, *arguments):
     """Call a function in another thread: a running browser holds the event loop of this one."""
+
+    def called():
+        try:
+            return function(*arguments)
+        finally:
+            ensure_event_loop().close()  # papermill leaves it open
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(called).result()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
