@@ -809,8 +809,10 @@ def _turn(element):
     before = element.prev
     while isinstance(before, pf.Div) and "code-cell" in before.classes:  # not shown
         before = before.prev
-    alone = "false" if isinstance(before, pf.Header) else "true"  # a heading stays with what follows it
-    return f'#turn("{element.identifier}", {alone})\n#[#set figure(placement: placement("{element.identifier}"))\n'
+    start = f'#[#set figure(placement: placement("{element.identifier}"))\n'
+    if isinstance(before, pf.Header) or not element.identifier:  # a heading stays with what follows it
+        return start
+    return f'#turn("{element.identifier}")\n{start}'
 
 
 def _later(source, typeset):

@@ -219,7 +219,7 @@ def test_figures_of_the_pdf_follow_their_sentence_and_leave_no_gap(tmp_path, mon
     text = "---\ntitle: T\nlang: en\nauthor: A\n---\n\n# One\n\n" + "\n\n".join(
         section.format(part, tmp_path) for part in range(9)
     )
-    text += "\n\n# Two\n\nWords."
+    text += "\n\n# Two\n\nWords.\n\n| a |\n|---|\n| without a label |\n\n: A table."
     document = pf.convert_text(text, standalone=True, pandoc_path=build.PANDOC)
     build.number(document, [])
 
