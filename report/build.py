@@ -826,9 +826,10 @@ def _later(source, typeset):
         inputs = {"later": " ".join(later)}
         figures = json.loads(typst.query(str(source), "<turn>", field="value", sys_inputs=inputs, **typeset))
         for figure in figures:
-            moved = figure["stands"] > figure["page"] and figure["room"] > GAP and figure["name"] not in later
+            pages = figure["stands"] - figure["page"]  # a page between two has no room for it either
+            gap = pages > 1 or (pages == 1 and figure["room"] > GAP)
             waiting = [f for f in figures if f["name"] in later and f["page"] == figure["page"]]
-            if moved and len({f["section"] for f in [*waiting, figure]}) <= 2:
+            if gap and figure["name"] not in later and len({f["section"] for f in [*waiting, figure]}) <= 2:
                 later.append(figure["name"])
                 break
         else:
