@@ -45,6 +45,7 @@ import csv
 import datetime
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -55,6 +56,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import webbrowser
 
@@ -72,7 +74,6 @@ PROFILES = ("smoke", "quick", "default", "thorough")
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PANDOC = pypandoc.get_pandoc_path()
-LINE = 100  # characters of a table in a line of the PDF, about
 pf.elements.RAW_FORMATS.add("typst")  # younger than panflute's list
 INSERTED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 HIDDEN_TAGS = {"parameters", "injected-parameters", "remove-cell"}
@@ -418,9 +419,10 @@ def compose(notebooks, executed, results, folder, left_out):
     parts.append(provenance_section(results["provenance"]))
     parts.append("# References {-}\n\n::: {#refs}\n:::\n")
     document = pf.convert_text(
-        "\n\n".join(parts), extra_args=["--columns=200"], standalone=True, pandoc_path=PANDOC
+        "\n\n".join(parts), extra_args=["--columns=9999"], standalone=True, pandoc_path=PANDOC
     )
     number(document, left_out)
+    document.walk(keep_together)
     made = results["provenance"]
     document.metadata["built"] = (
         f"{made['date'][:10]}, profile {made['profile']}, commit {made['commit'][:7]}"
@@ -525,7 +527,7 @@ def _output(output, media):
         (media / name).write_text("".join(output.data["image/svg+xml"]))
         if "data" in record:
             (media / f"{record['label']}.csv").write_text(record["data"])
-        alt = record["alt"].replace("**", "").replace('"', "'")
+        alt = printed(record["alt"]).replace('"', "'")
         return f'![{record["caption"]}]({media / name}){{#{record["label"]} alt="{alt}"}}'
     if kind == "table":
         return _pipe_table(record)
@@ -543,22 +545,58 @@ def _fence(code, language):
 
 
 def _pipe_table(record):
-    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in [record["columns"], *record["rows"]]]
-    columns = list(zip(*rows, strict=True))
-    numeric = [all(re.fullmatch(r"[+\-−]?[\d.,e+\-]*", cell) for cell in column[1:]) for column in columns]
-    links = r"\]\(#[^)]*\)"  # of which no more is seen than a number
-    shown = [[re.sub(links, 9 * " ", cell) for cell in column] for column in columns]
-    widths = [max(6, min(60, max(map(len, column)))) for column in shown]
-    if sum(widths) > LINE:  # cells must wrap: each column keeps room for its longest word
-        least = [
-            max(4, max(len(word) for cell in column for word in cell.split() or [""]) + 2) for column in shown
-        ]
-        wanted = [max(0, width - word) for width, word in zip(widths, least, strict=True)]
-        spare = max(0, LINE - sum(least)) / (sum(wanted) or 1)
-        widths = [word + round(spare * more) for word, more in zip(least, wanted, strict=True)]
-    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
-    lines = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
+    """A table in Markdown; columns of numbers stand to the right, an empty cell holds a dash."""
+    rows = [
+        [re.sub(r"\^\{.*?\}", r"$\g<0>$", str(cell)).replace("|", "\\|") for cell in row]
+        for row in record["rows"]
+    ]
+    rows = [[NOTHING if cell in ("", "nan", "None") else cell for cell in row] for row in rows]
+    numeric = [all(map(_is_numeric, column)) for column in zip(*rows, strict=True)]
+    rule = ["---:" if right else "---" for right in numeric]
+    heads = [str(name).replace("|", "\\|") for name in record["columns"]]
+    lines = ["| " + " | ".join(row) + " |" for row in [heads, rule, *rows]]
     return "\n".join(lines) + f"\n\n: {record['caption']} {{#{record['label']}}}"
+
+
+NOTHING = "—"
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+FROM_SUPERSCRIPT = {raised: plain for plain, raised in SUPERSCRIPT.items()}
+NUMBER = r"([+−-]?(?:[\d,]*\.?\d+(?:e[+-]\d+|\s×\s10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?|inf))"
+INTERVAL = rf"{NUMBER}\s\({NUMBER}\sto\s{NUMBER}\)"
+
+
+def _is_numeric(cell):
+    return cell == NOTHING or bool(re.fullmatch(f"{NUMBER}|{INTERVAL}", cell))
+
+
+def printed(text):
+    """Numbers as they are printed: with a minus, a power of ten in full, and no line break inside or before a %."""
+
+    def power(match):
+        sign, mantissa, exponent = match.groups()
+        if not float(mantissa):
+            return "0"
+        return f"{sign}{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+
+    text = re.sub(r"(?<![\w.])([+−-]?)(\d(?:\.\d+)?)e([+-]\d+)\b", power, text)
+    text = re.sub(r"(?<![^\s(])-(?=[\d.])", "−", text)
+    digit, signed = "[\\d⁰¹²³⁴⁵⁶⁷⁸⁹]", r"[+−]?\d"
+    inside = rf"(?<={digit}) (?=%|× 10|to {signed}|\({signed}\S*( × \S+)? to )|(?<=%) (?=\({signed}\S* to )"
+    return re.sub(rf"{inside}|(?<=×) (?=10)|(?<={digit} to) (?={signed})", "\u00a0", text)
+
+
+def keep_together(element, doc):
+    """The words of an element, its numbers as they are printed."""
+    words = (pf.Str, pf.Space, pf.SoftBreak)
+    if not any(isinstance(part, words) for part in getattr(element, "content", [])):
+        return
+    made = []
+    for plain, run in itertools.groupby(element.content, lambda part: isinstance(part, words)):
+        if plain:
+            text = printed("".join(part.text if isinstance(part, pf.Str) else " " for part in run))
+            run = [part for word in text.split(" ") for part in (pf.Space(), pf.Str(word))][1:]
+        made += [part for part in run if not (isinstance(part, pf.Str) and not part.text)]
+    element.content = made
 
 
 def provenance_section(provenance):
@@ -690,7 +728,7 @@ def write_html(document, folder):
 
 
 SHORT = 20  # lines of source that need no folding
-LONG = 8  # rows of verdicts above which a table is folded
+LONG = 8  # rows of exact verdicts above which a table is folded
 
 
 def _folded(summary, blocks, attributes=""):
@@ -715,26 +753,56 @@ def _download(element, text):
     return [pf.Space(), pf.RawInline(f'<a {name} href="{address}">Data (CSV)</a>', format="html")]
 
 
-def _html_table(table):
-    """A table in a box of its own that scrolls, below its caption; long ones of verdicts are folded."""
+def _texts(table):
+    """What stands in a table, row by row."""
     rows = [*table.head.content, *(row for body in table.content for row in body.content)]
-    cells = [[pf.stringify(cell).strip() for cell in row.content] for row in rows]
+    return [[pf.stringify(cell).strip() for cell in row.content] for row in rows]
+
+
+def _csv(texts):
+    """A table as programs read it: plain numbers, and of a mean with its interval three columns."""
+
+    def plain(text):
+        if not re.fullmatch(NUMBER, text):
+            return "" if text == NOTHING else text.replace("\u00a0", " ")
+        text = text.replace("−", "-").replace(",", "").removeprefix("+")
+        return re.sub(r"\s×\s10(.+)", lambda power: "e" + power[1].translate(FROM_SUPERSCRIPT), text)
+
+    columns = []
+    for head, *cells in zip(*texts, strict=True):
+        found = [re.fullmatch(INTERVAL, cell) for cell in cells]
+        if any(found) and all(map(_is_numeric, cells)):
+            parts = [
+                match.groups() if match else (cell, "", "") for match, cell in zip(found, cells, strict=True)
+            ]
+            for name, column in zip(
+                (head, f"{head}, low", f"{head}, high"), zip(*parts, strict=True), strict=True
+            ):
+                columns.append([name, *map(plain, column)])
+        else:
+            columns.append([head, *map(plain, cells)])
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(cells)
-    ranked = "verdict" in cells[0] or any(align == "AlignRight" for align, _ in table.colspec)
-    if len(cells) > 4 and ranked:
+    csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
+    return text.getvalue()
+
+
+def _html_table(table):
+    """A table in a box of its own that scrolls, below its caption; long ones of exact verdicts are folded."""
+    texts = _texts(table)
+    ranked = "verdict" in texts[0] or any(align == "AlignRight" for align, _ in table.colspec)
+    if len(texts) > 4 and ranked:
         table.classes.append("sortable")
     caption = f"{table.identifier}-caption"
     start = f'<figure class="table" id="{table.identifier}"><figcaption id="{caption}">'
-    told = [*table.caption.content[0].content, *_download(table, text.getvalue())]
-    longest = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    told = [*table.caption.content[0].content, *_download(table, _csv(texts))]
+    longest = [max(map(len, column)) for column in zip(*texts, strict=True)]
     width = sum(min(length, 24) * 0.5 + 1.6 for length in longest)  # narrower, words would stand in columns
     table.attributes |= {"style": f"min-width: {min(width, 44):.0f}rem", "aria-labelledby": caption}
     table.identifier, table.caption = "", pf.Caption()
     box = f'<div class="scroll" tabindex="0" role="group" aria-labelledby="{caption}">'
     content = [pf.RawBlock(box, format="html"), table, pf.RawBlock("</div>", format="html")]
-    if "verdict" in cells[0] and len(cells) > LONG:
-        content = _folded(f"All {len(cells) - 1} rows", content)
+    if "tolerance" in texts[0] and len(texts) > LONG:
+        content = _folded(f"All {len(texts) - 1} rows", content)
     head = [pf.RawBlock(start, format="html"), pf.Plain(*told), pf.RawBlock("</figcaption>", format="html")]
     return [*head, *content, pf.RawBlock("</figure>", format="html")]
 
@@ -765,14 +833,20 @@ def write_pdf(document, folder):
         if isinstance(element, pf.Div) and "code-cell" in element.classes:
             return []
         if isinstance(element, pf.Div) and {"lead", "banner"} & set(element.classes):
-            start = pf.RawBlock(f"#{element.classes[0]}[", format="typst")
-            return [start, *element.content, pf.RawBlock("]", format="typst")]
-        if isinstance(element, pf.Figure):  # it floats to the top or the foot of a page
-            start = pf.RawBlock("#[#set figure(placement: auto)", format="typst")
-            return [start, element, pf.RawBlock("]", format="typst")]
-        if isinstance(element, pf.Table) and sum(len(body.content) for body in element.content) <= WHOLE:
-            start = pf.RawBlock("#[#show figure: set block(breakable: false)", format="typst")
-            return [start, element, pf.RawBlock("]", format="typst")]
+            return _in_typst(f"#{element.classes[0]}[", *element.content)
+        if isinstance(element, pf.CodeBlock):
+            element.text = "\n".join(map(_wrapped, element.text.split("\n")))
+        if isinstance(element, pf.Figure):
+            return _in_typst(_turn(element), element)
+        if isinstance(element, pf.Table):
+            texts = _texts(element)
+            _break_heads(element, texts)
+            whole = (
+                _turn(element)
+                if sum(1 + len("".join(row)) // LINE for row in texts) <= WHOLE
+                else "#[#show figure: set block(breakable: true)\n"
+            )
+            return _in_typst(f"{whole}#show table: set text({_table_size(texts):.1f}pt)", element)
         if isinstance(element, pf.Image):
             alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
             drawn = pathlib.Path(element.url)
@@ -791,20 +865,80 @@ def write_pdf(document, folder):
     source.write_text(
         _pandoc(_json(document, adapt), "--to=typst", "--wrap=none", f"--template={HERE / 'template.typ'}")
     )
+    typeset = {"root": str(folder), "font_paths": [HERE], "ignore_system_fonts": True}
     try:
-        typst.compile(
-            str(source),
-            output=str(folder / "report.pdf"),
-            root=str(folder),
-            ignore_system_fonts=True,
-            pdf_standards=["ua-1"],
-        )
+        typeset["sys_inputs"] = {"later": _later(source, typeset)}
+        typst.compile(str(source), output=str(folder / "report.pdf"), pdf_standards=["ua-1"], **typeset)
     except typst.TypstError as error:
         raise BuildError(f"Typst: {error}") from error
 
 
-FULL_WIDTH = 8.0 * 72  # points of a figure as wide as the text
-WHOLE = 14  # rows of a table that stays on one page; longer ones break
+FULL_WIDTH = 7.2 * 72  # points of a figure as wide as the text
+WHOLE = 16  # lines of a table that stays on one page; longer ones break
+LINE = 108  # characters of a table in a line, at full size
+CODE = 100  # characters of code in a line
+GAP = 90  # points at the foot of a page that may stay empty
+
+
+def _in_typst(start, *blocks):
+    return [pf.RawBlock(start, format="typst"), *blocks, pf.RawBlock("]", format="typst")]
+
+
+def _turn(element):
+    """The start of a figure or a table that stays whole."""
+    before = element.prev
+    while isinstance(before, pf.Div) and "code-cell" in before.classes:  # not shown
+        before = before.prev
+    start = f'#[#set figure(placement: placement("{element.identifier}"))\n'
+    if isinstance(before, pf.Header) or not element.identifier:  # a heading stays with what follows it
+        return start
+    return f'#turn("{element.identifier}")\n{start}'
+
+
+def _later(source, typeset):
+    """The figures that go to the top of the next page, the text going on before them.
+
+    A figure stands where the text speaks of it, or on the next page where it does not fit. Where that leaves a gap,
+    what follows goes on before it; but for figures of two sections at most, lest headings pile up.
+    """
+    later = []
+    while True:
+        inputs = {"later": " ".join(later)}
+        figures = json.loads(typst.query(str(source), "<turn>", field="value", sys_inputs=inputs, **typeset))
+        for figure in figures:
+            pages = figure["stands"] - figure["page"]  # a page between two has no room for it either
+            gap = pages > 1 or (pages == 1 and figure["room"] > GAP)
+            waiting = [f for f in figures if f["name"] in later and f["page"] == figure["page"]]
+            if gap and figure["name"] not in later and len({f["section"] for f in [*waiting, figure]}) <= 2:
+                later.append(figure["name"])
+                break
+        else:
+            return inputs["later"]
+
+
+def _wrapped(line):
+    """A line of code as wide as the page; what does not fit is set in below."""
+    inset = (len(line) - len(line.lstrip()) + 8) * " "
+    parts = textwrap.wrap(line, CODE, subsequent_indent=inset, break_on_hyphens=False)
+    return "\n".join(parts) if len(line) > CODE else line
+
+
+def _break_heads(table, texts):
+    """Let no head of a column be wider than it must."""
+    for cell, column in zip(table.head.content[0].content, zip(*texts, strict=True), strict=True):
+        width = max(map(len, [*column[0].split(), *column[1:]]), default=1)
+        lines = textwrap.wrap(column[0], max(1, width), break_long_words=False)
+        if len(lines) > 1:
+            words = [part for line in lines for part in (pf.LineBreak(), pf.Str(line))][1:]
+            cell.content = [pf.Plain(*words)]
+
+
+def _table_size(texts):
+    """The size of a table's type, at which its longest words fit into the line."""
+    words = [
+        [len(word) for text in column for word in text.split(" ")] for column in zip(*texts, strict=True)
+    ]
+    return 9 * min(1, LINE / sum(max(lengths) + 3 for lengths in words))
 
 
 def _typst_formulas(document):
@@ -816,7 +950,8 @@ def _typst_formulas(document):
     converted = _pandoc(
         _json(pf.Doc(*blocks, api_version=document.api_version)), "--to=typst", "--wrap=none", bare=True
     )
-    return dict(zip(keys, re.split(r"\n\n+", converted.strip()), strict=True))
+    converted = re.sub(r"\\\| (.+?) \\\|", r"lr(|\1|)", converted)  # a bar alone would keep its distance
+    return dict(zip(keys, re.split(r"\n\n+", converted.strip()), strict=True)) if keys else {}
 
 
 def _json(document, adapt=None):
