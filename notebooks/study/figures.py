@@ -232,7 +232,7 @@ def percentile_curves(frame):
     return figure
 
 
-# --- the own layers and TensorFlow's, and what training leaves alone ----------------------------------------------------
+# --- own layers and TensorFlow's, and what training leaves alone -----------------------------------------------------
 
 
 def arm_curves(arms):
@@ -255,8 +255,8 @@ def arm_curves(arms):
 
 
 def conservation_curves(frames):
-    """What training leaves alone, in units of the motion, a line for each method: the biases' sums, the filters' sum, and
-    the squared lengths beside what is predicted.
+    """What training leaves alone, in units of the motion, a line for each method: the biases' sums, the filters' sum,
+    and the squared lengths beside what is predicted.
 
     Args:
         frames: dict method -> DataFrame of `mechanisms.conservation`.
@@ -278,8 +278,8 @@ def conservation_curves(frames):
 
 
 def mechanism_bars(table):
-    """The drift that each mechanism makes, in float32 and in float64, a panel for each layer; grey: the band within which
-    one-ulp twins and rounding leave float32 open."""
+    """The drift that each mechanism makes, in float32 and in float64, a panel for each layer; grey: the band within
+    which one-ulp twins and rounding leave float32 open."""
     layers = list(dict.fromkeys(table.layer))
     counts = [int((table.layer == layer).sum()) for layer in layers]
     figure, panels = plt.subplots(

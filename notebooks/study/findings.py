@@ -613,8 +613,8 @@ def invariance_verdict(invariant, expected):
     return expected.size - wrong
 
 
-# What training leaves alone, by method: the sums of biases that it centres together, the sum of all filters. The squared
-# lengths follow each step's own square and epsilon's share under all of them.
+# What training leaves alone, by method: the sums of biases that it centres together, the sum of all filters. The
+# squared lengths follow each step's own square and epsilon's share under all of them.
 KEEPS_BIASES, KEEPS_FILTERS = ("BN", "IN", "GN", "LN", "LN-C"), ("LN-C",)
 CONSERVED = 1e-3  # a change in units of the motion: below it nothing moved
 
