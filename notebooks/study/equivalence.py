@@ -72,7 +72,7 @@ def calls(layers, shape, dtypes, seed=2612, mean=0.0):
     """Call layers on the same input with the same weights, float32 numbers in any dtype.
 
     Args:
-        layers: list of layers; what the later ones name otherwise goes by the first one's names.
+        layers: list of layers, made or to be made; what the later ones name otherwise goes by the first one's names.
         shape: of the input, the batch first.
         dtypes: for each layer.
         seed: fixes input, weights and the incoming gradient.
@@ -85,7 +85,10 @@ def calls(layers, shape, dtypes, seed=2612, mean=0.0):
         ValueError: weights of other shapes.
     """
     rng = np.random.default_rng(seed)
-    made = [make(layer, shape, dtype) for layer, dtype in zip(layers, dtypes, strict=True)]
+    made = [
+        make(layer, shape, dtype) if isinstance(layer, dict) else layer
+        for layer, dtype in zip(layers, dtypes, strict=True)
+    ]
     first = [weights_of(made[0], trainable) for trainable in (True, False)]
     values = {n: rng.uniform(0.5, 1.5, v.shape).astype("float32") for part in first for n, v in part.items()}
     output = made[0](tf.zeros(shape, dtypes[0])).shape
