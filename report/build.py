@@ -470,6 +470,7 @@ VERDICT_TABLES = {
     "V2": "claims of the literature",
     "V3": "the methods, measured",
     "V4": "mechanisms of drift",
+    "V5": "numbers of the study of 2019",
 }
 
 

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from study import equivalence, present, statistics
+from study import present, statistics
 
 
 def accuracy_curves(groups, seed=None):
@@ -28,16 +28,14 @@ def accuracy_curves(groups, seed=None):
     return figure
 
 
-def drift_curves(drifts, titles):
-    """The mean differences of the parameters by step: on the left with both faults of 2019, on the right with none.
+def drift_curves(shown):
+    """The mean differences of the parameters by step, a panel for each drift.
 
     Args:
-        drifts: dict fault name -> DataFrame, of `equivalence.fault_drifts`.
-        titles: of the two panels.
+        shown: dict title -> DataFrame of `equivalence.drift`; two of them.
     """
     figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8))
-    shown = (drifts[equivalence.BOTH_FAULTS], drifts[equivalence.NO_FAULT])
-    for axes, title, drift in zip(panels, titles, shown, strict=True):
+    for axes, (title, drift) in zip(panels, shown.items(), strict=True):
         for parameter, marker, dash in zip(_parameters(drift), "os^", ("-", "--", ":"), strict=False):
             rows = drift[drift.parameter == parameter]
             name = parameter.split("/")[-1]
@@ -59,25 +57,6 @@ def attribution(drifts):
         axes.semilogy(series.index, series.clip(lower=floor), ls=dash, marker=marker, ms=3, label=label)
     axes.set(xlabel="step", ylabel="largest difference of a parameter")
     axes.legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
-    return figure
-
-
-def ablation_curves(arms):
-    """Mean accuracy by step of each (axes, repeated) arm, one panel for sane and one for repeated updates."""
-    figure, panels = plt.subplots(1, 2, figsize=(7.2, 3.0), sharey=True)
-    dashes = dict(zip(dict.fromkeys(axes for axes, _ in arms), ("-", "--", ":"), strict=False))
-    for panel, repeated in zip(panels, (False, True), strict=True):
-        for (axes, arm_repeated), histories in arms.items():
-            if arm_repeated == repeated:
-                accuracy = np.array([h.accuracy for h in histories])
-                colour = f"C{list(dashes).index(axes)}"
-                panel.plot(histories[0].steps, accuracy.T, color=colour, ls=dashes[axes], lw=0.8, alpha=0.3)
-                panel.plot(
-                    histories[0].steps, accuracy.mean(axis=0), color=colour, ls=dashes[axes], label=axes
-                )
-        panel.set(title="t updates at step t" if repeated else "one update a step", xlabel="step")
-        panel.legend(loc="lower right", title="averaged over")
-    panels[0].set_ylabel("test accuracy")
     return figure
 
 
@@ -214,23 +193,6 @@ def depth_curves(frame):
     return figure
 
 
-def conservation_curves(bn, channels):
-    """What stays and what moves in training with BN and with LN over the channels."""
-    length = ("length", "error of the length law")
-    frames = [
-        ("BN", bn, [("kernel", "weights"), ("bias", "bias before it"), length]),
-        ("LN over channels", channels, [("kernel", "weights"), ("filters", "sum of all filters")]),
-    ]
-    figure, panels = plt.subplots(1, len(frames), figsize=(7.2, 2.8), sharey=True)
-    for axes, (title, frame, lines) in zip(panels, frames, strict=True):
-        for (column, label), dash in zip(lines, ("-", "--", ":", "-."), strict=False):
-            axes.semilogy(frame.step, np.maximum(frame[column], 1e-12), ls=dash, color="0.2", label=label)
-        axes.set(title=title, xlabel="step")
-        axes.legend()
-    panels[0].set_ylabel("absolute change")
-    return figure
-
-
 def statistics_curves(frame):
     """Test accuracy of one network by step, with each kind of statistics."""
     figure, axes = plt.subplots()
@@ -240,25 +202,6 @@ def statistics_curves(frame):
         axes.semilogx(rows.step, rows.accuracy, ls=dash, marker=marker, ms=4, label=name)
     axes.set(xlabel="step", ylabel="test accuracy")
     axes.legend()
-    return figure
-
-
-def mechanism_bars(table):
-    """The drift that each mechanism makes, in float32 and in float64, beside the twins' band."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.0))
-    floor = 1e-19
-    places = np.arange(len(table))
-    axes.barh(places - 0.2, np.maximum(table.float32, floor), 0.38, left=floor, color="0.35", label="float32")
-    axes.barh(
-        places + 0.2, np.maximum(table.float64, floor), 0.38, left=floor, color="#E69F00", label="float64"
-    )
-    axes.set_xscale("log")
-    axes.set(
-        yticks=places, yticklabels=table.mechanism, xlim=(floor, 1), xlabel="largest difference of γ or β"
-    )
-    axes.invert_yaxis()
-    axes.set_axisbelow(True)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
@@ -286,4 +229,74 @@ def percentile_curves(frame):
     panels[1].sharey(panels[2])
     panels[0].set(xlabel="step", ylabel="test accuracy")
     panels[0].legend()
+    return figure
+
+
+# --- own layers and TensorFlow's, and what training leaves alone -----------------------------------------------------
+
+
+def arm_curves(arms):
+    """Mean accuracy by step of each arm, the seeds faintly behind it.
+
+    Args:
+        arms: dict label -> list of History.
+    """
+    figure, axes = plt.subplots()
+    dashes = ("-", (0, (1, 1)), "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
+    for number, (label, histories) in enumerate(arms.items()):
+        look = {"color": f"C{number}", "ls": dashes[number % len(dashes)]}
+        accuracy = np.array([h.accuracy for h in histories])
+        if len(histories) > 1:
+            axes.plot(histories[0].steps, accuracy.T, **look, lw=0.8, alpha=0.3)
+        axes.plot(histories[0].steps, accuracy.mean(axis=0), label=label, **look)
+    axes.set(xlabel="step", ylabel="test accuracy")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def conservation_curves(frames):
+    """What training leaves alone, in units of the motion, a line for each method: the biases' sums, the filters' sum,
+    and the squared lengths beside what is predicted.
+
+    Args:
+        frames: dict method -> DataFrame of `mechanisms.conservation`.
+    """
+    figure, panels = plt.subplots(1, 3, figsize=(7.2, 3.2), sharey=True)
+    told = (
+        ("bias", "kernel", "sum of biases"),
+        ("filters", "kernel", "sum of filters"),
+        ("length", "growth", "lengths"),
+    )
+    for axes, (column, unit, title) in zip(panels, told, strict=True):
+        for method, frame in frames.items():
+            share = np.maximum(frame[column] / frame[unit].max(), 1e-9)
+            axes.semilogy(frame.step, share, label=method, **present.style(method))
+        axes.set(title=title, xlabel="step")
+    panels[0].set_ylabel("change, in units of the motion")
+    panels[2].legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
+    return figure
+
+
+def mechanism_bars(table):
+    """The drift that each mechanism makes, in float32 and in float64, a panel for each layer; grey: the band within
+    which one-ulp twins and rounding leave float32 open."""
+    layers = list(dict.fromkeys(table.layer))
+    counts = [int((table.layer == layer).sum()) for layer in layers]
+    figure, panels = plt.subplots(
+        len(layers), figsize=(7.2, 0.8 + 0.24 * sum(counts)), sharex=True, height_ratios=counts, squeeze=False
+    )
+    floor = 1e-19
+    for axes, layer in zip(panels[:, 0], layers, strict=True):
+        rows = table[table.layer == layer]
+        places = np.arange(len(rows))
+        axes.axvspan(floor, rows.band.iloc[0], color="0.88", lw=0)
+        for dtype, shift, colour in (("float32", -0.2, "0.35"), ("float64", 0.2, "#E69F00")):
+            width = np.maximum(rows[dtype], floor)
+            axes.barh(places + shift, width, 0.38, left=floor, color=colour, label=dtype)
+        axes.set_xscale("log")
+        axes.set(yticks=places, yticklabels=rows.mechanism, xlim=(floor, 10), title=layer)
+        axes.invert_yaxis()
+        axes.set_axisbelow(True)
+    panels[-1, 0].set_xlabel("largest difference of a parameter")
+    panels[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1.05), ncols=2)
     return figure

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from study import present, statistics
-from study.equivalence import BOTH_FAULTS, NO_FAULT, NO_FAULT_64, fault_name
+from study.equivalence import NO_FAULT, NO_FAULT_64, fault_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,30 +152,65 @@ def attribution_message(drifts):
     return f"{makes[0].upper()}{makes[1:]} the drift; with both faults removed only round-off is left."
 
 
-def attribution_sentence(method, drifts):
-    """The finding in full: the size of the drift with each combination of faults."""
-    sizes = {name: final_drift(drift) for name, drift in drifts.items()}
-    last = int(drifts[NO_FAULT].step.max())
-    for name, size in sizes.items():
-        present.number(f"{method.lower()}.drift.{_key(name)}", size, unit="parameter", seeds=1)
-    listed = "; ".join(f"{name} {scientific(size)}" for name, size in sizes.items())
-    alone = [name for name in sizes if " and " not in name and not name.startswith("neither")]
-    shares = " and ".join(f"{name} {100 * sizes[name] / sizes[BOTH_FAULTS]:.0f} %" for name in alone)
+def shares_message(table):
+    """The caption's first sentence of a table of `original.shares`: each mechanism's share of each quantity."""
+    told = []
+    for quantity, rows in table.groupby("quantity", sort=False):
+        whole = rows.difference.iloc[-1]
+        parts = rows[~rows.mechanism.str.startswith("all,")].sort_values("share", ascending=False)
+        listed = _list(
+            [f"{row.mechanism} {_share(row.share)}" for row in parts.itertuples() if abs(row.share) >= 0.005]
+        )
+        told.append(
+            f"of the difference in {quantity} ({signed(whole, 4)}) {listed or 'nothing is explained'}"
+        )
+    text = "; ".join(told)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _share(share):
+    return f"{100 * share:.0f} %".replace("-", "−")
+
+
+def attribution_sentence(method, table):
+    """The finding in full: what made the drift of 2019, on its own quantity."""
+    for row in table.itertuples():
+        name = f"{method.lower()}.drift.{row.quantity}.{_key(row.mechanism)}"
+        present.number(name, row.difference, [row.low, row.high], "parameter")
     return (
-        f"The drift of {method}'s parameters: {attribution_message(drifts)} Largest difference after {last} steps, by "
-        f"fault: {listed}. Of what both faults make together, {shares} come of one alone."
+        f"The drift of {method}'s parameters in 2019, as the mean of TensorFlow's minus own after 15 steps: "
+        f"{shares_message(table)}"
     )
 
 
-def drift_message(drifts):
-    """The caption's first sentence of the drift figure."""
-    before, after = final_drift(drifts[BOTH_FAULTS]), final_drift(drifts[NO_FAULT])
-    told = (
-        f"with both faults parameters part by {scientific(before)}, paired properly by {scientific(after)}."
+def drift_message(drifts, as_in_2019):
+    """The caption's first sentence of the drift figure: the mean differences that it draws, at the last step.
+
+    Args:
+        drifts: of `equivalence.fault_drifts`.
+        as_in_2019: the DataFrame of `equivalence.drift` that the left panel draws.
+    """
+    before, after = (
+        _list(
+            [f"{signed(v, 4) if abs(v) >= 5e-5 else scientific(v)} ({name})" for name, v in _means(d).items()]
+        )
+        for d in (as_in_2019, drifts[NO_FAULT])
     )
-    if is_round_off(drifts) and before > STANDS_OUT * after:
-        return f"The drift of 2019 is its training loop's: {told}"
-    return f"{told[0].upper()}{told[1:]}"
+    told = f"with the faults of 2019 the means part by {before}, paired properly by {after}"
+    if is_round_off(drifts) and final_drift(as_in_2019) > STANDS_OUT * final_drift(drifts[NO_FAULT]):
+        return f"The drift of 2019 is none of the layers' own: {told}."
+    return f"{told[0].upper()}{told[1:]}."
+
+
+def _means(drift):
+    """The mean differences of the first layer's parameters at the last step, by name."""
+    last = drift[drift.step == drift.step.max()]
+    layer = last.parameter.iloc[0].split("/")[0]
+    return {
+        name.split("/")[-1]: mean
+        for name, mean in zip(last.parameter, last["mean"], strict=True)
+        if name.startswith(layer)
+    }
 
 
 def same_sentence(method, apart):
@@ -249,62 +284,52 @@ def one_call_message(method, differences):
     return "One call of the two layers differs by more than round-off."
 
 
-# --- the axes of layer normalization -----------------------------------------------------------------------------
+def exactness_message(method, errors):
+    """How exact the two layers are in float32: in each quantity, whose error is larger, and how many times."""
+    times = errors.set_index("quantity")
+    times = times["TensorFlow's"] / times["own"].clip(lower=0.5)  # half a unit is as exact as can be
+    for quantity, value in times.items():
+        present.number(f"{method.lower()}.one_call.{quantity}.times_less_exact", value)
+    worst, best = times.idxmax(), times.idxmin()
+    told = [
+        f"TensorFlow's {method} is {value:.2g} times less exact than the own one in {quantity}"
+        if value > 2
+        else f"the own {method} is {1 / value:.2g} times less exact than TensorFlow's in {quantity}"
+        for quantity, value in {worst: times[worst], best: times[best]}.items()
+        if value > 2 or value < 0.5
+    ]
+    if not told:
+        return f"In float32 own and TensorFlow's {method} are equally exact, within a factor of two."
+    return f"In float32 {' and '.join(told)}."
 
 
-def ablation_table(arms):
-    """Final accuracy and roughness of each (axes, repeated) arm."""
-    rows = []
-    for (axes, repeated), histories in arms.items():
-        mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
-        rows.append(
-            {
-                "axes": axes,
-                "updates at step t": "t" if repeated else "1",
-                "final accuracy": f"{mean:.4f} ({low:.4f} to {high:.4f})",
-                "roughness": f"{100 * np.mean([_roughness(h) for h in histories]):.2f}",
-            }
-        )
-    return pd.DataFrame(rows)
+# --- layer normalization in 2019 -----------------------------------------------------------------------------------
 
 
-def reason_message(arms):
-    """The caption's first sentence: which difference lowers the accuracy of what 2019 called TensorFlow's layer."""
-    axis, updates = _shares(arms)
-    if max(axis, updates) < 0.001:
-        return "Neither the axes nor the repeated updates lower the accuracy here."
-    larger = "repeated updates" if updates > axis else "axes"
-    return f"Of the two differences of 2019, the {larger} cost more accuracy here."
-
-
-def reason_sentence(arms):
-    """The finding in full: the answer to the blank of 2019."""
-    axis, updates = _shares(arms)
-    steady = 100 * np.mean([_roughness(h) for h in arms["H, W, C", False]])
-    rough = 100 * np.mean([_roughness(h) for h in arms["rows", True]])
-    present.number("ln.reason.axes", axis, unit="fraction", seeds=len(arms["rows", False]))
-    present.number("ln.reason.updates", updates, unit="fraction", seeds=len(arms["rows", True]))
+def reason_message(table):
+    """The caption's first sentence: what makes 2019's own layer end higher than what it called TensorFlow's, if it
+    does."""
+    accuracy = table[table.quantity == "accuracy"].set_index("mechanism").difference
+    whole = accuracy.pop("all, as in 2019")
+    if whole > -0.001:
+        return "As trained in 2019, TensorFlow's layer does not end lower than the own one here."
+    cause = accuracy.idxmin()
     return (
-        f"{reason_message(arms)} (The study of 2019 broke off at 'the reason is'.) Normalizing rows instead of "
-        f"whole images changes the final accuracy by {signed(-100 * axis)} points, repeating the updates over rows by "
-        f"{signed(-100 * updates)} points more (means over {len(arms['rows', True])} seeds), and with both the curve "
-        f"moves by {rough:.2f} points from one measurement to the next, where it moves by {steady:.2f} otherwise."
+        f"As trained in 2019, TensorFlow's layer ends {100 * -whole:.2f} points lower than the own one, of which "
+        f"{cause} make{'' if cause.endswith('s') else 's'} {_share(accuracy[cause] / whole)}."
     )
 
 
-def _shares(arms):
-    """What the axes cost, and what the repeated updates cost beyond that: fractions of test images."""
-    whole, rows, both = (
-        np.mean([h.accuracy[-1] for h in arms[arm]])
-        for arm in (("H, W, C", False), ("rows", False), ("rows", True))
+def reason_sentence(table):
+    """The finding in full: the answer to the blank of 2019."""
+    for row in table.itertuples():
+        present.number(
+            f"ln.reason.{row.quantity}.{_key(row.mechanism)}", row.difference, [row.low, row.high], "fraction"
+        )
+    return (
+        f"{reason_message(table)} (The study of 2019 broke off at 'the reason is'.) TensorFlow's minus own: "
+        f"{shares_message(table)}"
     )
-    return float(whole - rows), float(rows - both)
-
-
-def _roughness(history):
-    """Mean absolute change of the accuracy from one measurement to the next, over the second half."""
-    late = history.accuracy[len(history.accuracy) // 2 :]
-    return float(np.mean(np.abs(np.diff(late)))) if len(late) > 1 else float("nan")
 
 
 # --- all methods -------------------------------------------------------------------------------------------------
@@ -590,26 +615,46 @@ def invariance_verdict(invariant, expected):
     return expected.size - wrong
 
 
-def conservation_verdicts(bn, channels):
-    """Record the verdicts on what training conserves, and say it: round-off against the motion of the weights."""
-    held = []
-    for name, claim, measured, motion in (
-        ("bias", "BN: the bias before it does not move", bn.bias, bn.kernel),
-        ("length", "BN: a filter's squared length follows η²|dw|² − 2η⟨w, dw⟩", bn.length, bn.growth),
+# What training leaves alone, by method: the sums of biases that it centres together, the sum of all filters. The
+# squared lengths follow each step's own square and epsilon's share under all of them.
+KEEPS_BIASES, KEEPS_FILTERS = ("BN", "IN", "GN", "LN", "LN-C"), ("LN-C",)
+CONSERVED = 1e-3  # a change in units of the motion: below it nothing moved
+
+
+def conservation_verdicts(frames):
+    """Record the verdicts on what training conserves with each method, and what it does not; say it.
+
+    Args:
+        frames: dict method -> DataFrame of `mechanisms.conservation`.
+    """
+    right = 0
+    laws = [
+        ("bias", "kernel", "the summed biases of what is centred together", KEEPS_BIASES),
+        ("filters", "kernel", "the sum of all filters", KEEPS_FILTERS),
         (
-            "filters",
-            "LN over channels: the sum of all filters does not move",
-            channels.filters,
-            channels.kernel,
+            "length",
+            "growth",
+            "the squared lengths, beside each step's own square and ε's share,",
+            tuple(frames),
         ),
-    ):
-        share = measured.max() / motion.max()
-        held.append(share <= 1e-3)
-        claim = f"{claim} (in units of the motion)"
-        present.verdict("V1", f"conserved.{name}", claim, share, 1e-3, held[-1])
-    if all(held):
-        return "What the output does not feel, training does not move."
-    return "Training moves what it should not."
+    ]
+    for method, frame in frames.items():
+        for column, unit, what, keeping in laws:
+            share, stays = frame[column].max() / frame[unit].max(), method in keeping
+            holds = share <= CONSERVED if stays else share > CONSERVED
+            right += holds
+            present.verdict(
+                "V1",
+                f"conserved.{_key(method)}.{column}",
+                f"I16, {method}: {what} {'stay' if stays else 'move'} (in units of the motion)",
+                share,
+                CONSERVED,
+                holds,
+            )
+    count = len(frames) * len(laws)
+    if right == count:
+        return "What the output does not feel, training does not move; what it feels moves."
+    return f"Of {count} statements on what training conserves, {count - right} fail."
 
 
 def statistics_message(frame):
@@ -655,25 +700,54 @@ def percentile_message(frame):
 
 
 def mechanism_verdicts(table):
-    """The verdict on each mechanism of drift, by what becomes of it in float64."""
+    """The verdict on each mechanism of drift, by what becomes of it in float64; and how many times what float32 leaves
+    open (the band of twins and of rounding) its drift in float32 is.
+
+    Args:
+        table: DataFrame of `equivalence.mechanism_drifts`, with a column layer.
+    """
 
     def verdict(row):
         if row.float32 == 0 and row.float64 == 0:
             return "cannot"
         return "round-off" if row.float64 < 1e-6 * row.float32 else "semantic"
 
-    return present.judged("V4", table.assign(verdict=[verdict(row) for row in table.itertuples()]))
+    table = table.assign(verdict=[verdict(row) for row in table.itertuples()])
+    return present.judged("V4", table.assign(**{"bands": table.float32 / table.band}))
 
 
-def mechanism_message(table, twin):
+def mechanism_message(table):
     """The caption's first sentence on the mechanisms of drift."""
-    of = {v: list(table.mechanism[table.verdict == v]) for v in ("cannot", "round-off", "semantic")}
-    largest = table.loc[table.float32.idxmax()]
-    present.number("drift.twin", twin)
+    named = table.layer + ": " + table.mechanism
+    of = {v: list(named[table.verdict == v]) for v in ("cannot", "round-off", "semantic")}
+    largest = table.loc[table.float64.idxmax()]
+    for layer, band in table.groupby("layer").band.first().items():
+        present.number(f"drift.band.{layer.lower()}", band)
     return (
         f"{len(of['semantic'])} of {len(table)} mechanisms make a difference that float64 does not remove, the largest "
-        f"being {largest.mechanism} ({scientific(largest.float32)}); {_list(of['cannot']) or 'none'} cannot move γ or "
-        f"β at all; {_list(of['round-off']) or 'none'} {'is' if len(of['round-off']) == 1 else 'are'} round-off."
+        f"being {largest.layer}: {largest.mechanism} ({scientific(largest.float64)}); {_list(of['cannot']) or 'none'} "
+        f"cannot move a parameter at all; {_list(of['round-off']) or 'none'} "
+        f"{'is' if len(of['round-off']) == 1 else 'are'} round-off."
+    )
+
+
+def band_message(table):
+    """Which round-off leaves the band, and whose rounding it is: a sentence for each."""
+    told = []
+    for row in table[table.verdict == "round-off"].itertuples():
+        if row.float32 <= 2 * row.band:
+            continue
+        whose = (
+            f"its own rounding explains it: in float32 it is {scientific(row.rounding)} from itself in float64"
+            if row.float32 <= 2 * row.rounding
+            else "nor does its own rounding explain it"
+        )
+        told.append(
+            f"{row.layer}, {row.mechanism}: {row.bands:,.0f} times the band of one-ulp twins and of the own layer's "
+            f"rounding ({scientific(row.band)}); {whose}."
+        )
+    return (
+        " ".join(told) or "All that is round-off stays within twice the band of one-ulp twins and rounding."
     )
 
 
@@ -725,7 +799,7 @@ def _steps(steps):
 
 def scientific(value):
     """A small number as people write it: 3.1e-05 becomes 3.1 × 10⁻⁵."""
-    mantissa, exponent = f"{value:.1e}".split("e")
+    mantissa, exponent = f"{value:.1e}".replace("-", "−", value < 0).split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if value else "0"
 
 
@@ -740,8 +814,8 @@ def _key(name):
     return name.lower().replace("'s", "").replace(" ", "_")
 
 
-def signed(value):
-    return f"{value:+.2f}".replace("-", "−")
+def signed(value, digits=2):
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def points(difference):

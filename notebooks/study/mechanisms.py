@@ -10,7 +10,7 @@ import pandas as pd
 import tensorflow as tf
 
 import normlib
-from study import equivalence, network, running, training
+from study import equivalence, laws, network, running, training
 
 IMAGES = 400  # enough for statistics of activations
 
@@ -107,7 +107,11 @@ def _flat_norm(method, width):
 # --- conservation --------------------------------------------------------------------------------------------------
 
 
-def conservation(base, method, steps=150, every=10):
+SYMMETRIES = laws.SYMMETRIES | {"LN": laws.SYMMETRIES["LN-HWC"], "GN": (6, *laws.SYMMETRIES["GN"][1:])}
+CONSERVING = ("BN", "IN", "GN", "LN", "LN-C", "RMS", "WN")
+
+
+def conservation(base, method, steps=100, every=10):
     """What gradient descent leaves alone in a real training, because the output does not feel it.
 
     Args:
@@ -116,47 +120,60 @@ def conservation(base, method, steps=150, every=10):
         steps, every: how many, and how often it is looked.
 
     Returns:
-        DataFrame with a row for each look: step; bias, the largest absolute value of the convolution's bias before
-        the normalization; kernel, the largest change of any weight of the convolution; filters, the largest change of
-        the sum of all filters; length, the largest error of predicting each filter's squared length by adding up
-        eta^2 |dw|^2 - 2 eta <w, dw>, and of the same without the last term: pythagoras.
+        DataFrame with a row for each look, of the convolution: step; kernel, the largest change of any of its weights;
+        bias, the largest change of the sum of the biases of a group of channels that is centred together (of each bias
+        where none are); filters, the largest change of the sum of all filters; growth, by how much the squared length
+        of a group's filters and biases (under WN: of v) grows at most; pythagoras and length, the largest error of
+        predicting that by each step's own square, and by that and epsilon's share of the gradient
+        (`laws.radial_gradient`).
     """
     dataset = _dataset(base)
-    model = network.build(dataset.x_train.shape[1:], seed=base.seed, **network.METHODS[method])
+    layer = network.METHODS[method]
+    model = network.build(dataset.x_train.shape[1:], seed=base.seed, **layer)
     order = training.batch_order(training.trained_on(dataset), base)[:steps]
     variables = [v.value for v in model.trainable_variables]
-    kernel, bias = variables[:2]
-    start = kernel.numpy()
+    conv, norm = model.layers[0], model.layers[1] if method in SYMMETRIES else None
+    rest = model.layers[2 if norm else 1 :]
+    kernel, bias = (getattr(getattr(conv, "layer", conv), name).value for name in ("kernel", "bias"))
+    symmetry, rate = SYMMETRIES.get(method, (0,)), base.learning_rate
+    parts = (kernel, bias) if norm else (kernel,)
 
     @tf.function(autograph=False)
-    def step(x, y):
-        _, gradients = _gradients(model, variables, x, y)
-        square = tf.reduce_sum(gradients[0] ** 2, (0, 1, 2)) * base.learning_rate**2
-        along = tf.reduce_sum(gradients[0] * kernel, (0, 1, 2)) * 2 * base.learning_rate
+    def step(x, labels):
+        with tf.GradientTape() as tape:
+            h = conv(x)
+            out = y = laws.call(norm, h) if norm else h
+            for following in rest:
+                out = following(out)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, out))
+        dy, *gradients = tape.gradient(loss, [y, *variables])
+        of = {id(v): g for v, g in zip(variables, gradients, strict=True)}
+        square = rate**2 * sum(laws.by_group(symmetry, of[id(part)] ** 2) for part in parts)
+        radial = tf.zeros_like(square)
+        if norm:
+            beta = getattr(norm, "beta", None)
+            standardized = y if beta is None else y - beta
+            radial = 2 * rate * laws.radial_gradient(symmetry, h, standardized, dy, norm.epsilon)
         for variable, gradient in zip(variables, gradients, strict=True):
-            variable.assign_sub(base.learning_rate * gradient)
-        return square, along
+            variable.assign_sub(rate * gradient)
+        return square, radial
 
-    def length(w):
-        return (np.asarray(w, "float64") ** 2).sum(axis=(0, 1, 2))
+    def looked():
+        w, b = (np.asarray(v, "float64") for v in (kernel, bias))
+        squares = sum(
+            np.asarray(laws.by_group(symmetry, tf.constant(p**2))) for p in ((w, b) if norm else (w,))
+        )
+        return w, np.asarray(laws.by_group(symmetry, tf.constant(b))), squares
 
-    grown, taken, rows = np.zeros(start.shape[-1]), np.zeros(start.shape[-1]), []
+    start, rows, grown, taken = looked(), [], 0.0, 0.0
     for number, indices in enumerate(running.progress(order, f"conservation, {method}"), start=1):
-        square, along = step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
-        grown, taken = grown + square, taken + along
+        square, radial = step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
+        grown, taken = grown + np.asarray(square, "float64"), taken + np.asarray(radial, "float64")
         if number % every == 0:
-            now = kernel.numpy()
-            rows.append(
-                {
-                    "step": number,
-                    "bias": np.abs(bias).max(),
-                    "kernel": np.abs(now - start).max(),
-                    "filters": np.abs((now.astype("float64") - start).sum(axis=3)).max(),
-                    "length": np.abs(length(now) - length(start) - grown + taken).max(),
-                    "pythagoras": np.abs(length(now) - length(start) - grown).max(),
-                    "growth": np.abs(length(now) - length(start)).max(),
-                }
-            )
+            moved, biases, growth = (a - b for a, b in zip(looked(), start, strict=True))
+            found = {"kernel": moved, "bias": biases, "filters": moved.sum(axis=3), "growth": growth}
+            found |= {"pythagoras": growth - grown, "length": growth - grown + taken}
+            rows.append({"step": number} | {name: np.abs(v).max() for name, v in found.items()})
     return pd.DataFrame(rows)
 
 

@@ -65,7 +65,9 @@ def resolve(path):
         raise ValueError(f"Expected an import path 'module:Class' ({error}). Received: {path!r}") from error
 
 
-def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype="float32", nudge=0):
+def build(
+    input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype="float32", nudge=0, bias=True
+):
     """Build the network with its initial weights.
 
     The weights come from one stream of random numbers for each layer, fixed by the seed alone: every normalization
@@ -76,18 +78,19 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
         norm: import path of the normalization layer, or of a wrapper of layers with a kernel; None for none.
         options: the layer's arguments, as (name, value) pairs. `axis` is that of the images; on the flat features
             it is -1.
-        where: what is normalized: of "input", the images, and "conv" and "hidden", these layers' outputs, or their
-            kernels by a wrapper.
+        where: what is normalized: of "input", the images, "conv" and "hidden", these layers' outputs, or their kernels
+            by a wrapper, and "relu", what the convolution's ReLU lets through.
         seed: fixes the initial weights, normal with mean 0 and standard deviation 0.1; biases are 0.
         dtype: "float32" or "float64", of weights and activations.
         nudge: if k > 0, the k-th weight of the convolution is moved by one unit in the last place.
+        bias: whether the convolution has a bias.
 
     Returns:
         A Keras `Sequential` model (of Keras 2 if the norm is made for that), built, that gives logits.
     """
     norm_class = resolve(norm) if norm else None
-    framework = _framework(norm_class)
-    layers = framework.layers
+    keras_of_it = framework(norm_class)
+    layers = keras_of_it.layers
     wraps = norm_class is not None and issubclass(norm_class, layers.Wrapper)
     arguments = dict(options) | {"dtype": dtype}
 
@@ -100,13 +103,14 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
             return []
         return [norm_class(**(arguments | flat), name=f"norm_{name}")]
 
-    model = framework.Sequential(
+    model = keras_of_it.Sequential(
         [
             layers.InputLayer(input_shape),
             *normalized("input"),
-            with_kernel(layers.Conv2D, 0, "conv", FILTERS, 5, padding="same"),
+            with_kernel(layers.Conv2D, 0, "conv", FILTERS, 5, padding="same", use_bias=bias),
             *normalized("conv"),
             layers.ReLU(dtype=dtype),
+            *normalized("relu"),
             layers.MaxPooling2D(dtype=dtype),
             layers.Flatten(dtype=dtype),
             with_kernel(layers.Dense, 1, "hidden", HIDDEN),
@@ -130,7 +134,7 @@ def norm_variables(model):
     return found
 
 
-def _framework(norm_class):
+def framework(norm_class):
     """Keras, or the Keras 2 that layers made for it need."""
     if norm_class is None or issubclass(norm_class, keras.layers.Layer):
         return keras

@@ -19,6 +19,7 @@ from study import data, network
 HELD_OUT = 12  # of the training images, one in so many is kept back for choosing: 5,000 of 60,000
 ORDER_STREAM = 1_000  # beside the streams of the layers' initial weights, numbered from 0
 TRACED_ELEMENTS = 1_024
+MOVING = "moving: "  # before the name of a weight that is not trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Run:
     Args:
         norm: import path of the normalization, such as "normlib:BatchNormalization"; None for none.
         options: its arguments, as (name, value) pairs.
-        where: what is normalized, of "input", "conv" and "hidden".
+        where: what is normalized, of "input", "conv", "relu" and "hidden".
         dataset: "fashion_mnist", "mnist" or "cifar10".
         sample: whether the embedded sample takes the place of the full data.
         seed: fixes the initial weights and, by a separate stream, the order of the batches.
@@ -39,6 +40,7 @@ class Run:
         evaluate_every: steps between measurements on the test images.
         dtype: "float32" or "float64".
         nudge: if k > 0, the k-th weight of the convolution starts one unit in the last place higher.
+        bias: whether the convolution has a bias.
         repeat_updates: whether the normalization's parameters are updated t times at step t, as the study of 2019 did.
         validation: whether the accuracy is measured on the training images that are held out, instead of the test
             images; all that is chosen is chosen on these.
@@ -59,6 +61,7 @@ class Run:
     evaluate_every: int = 100
     dtype: str = "float32"
     nudge: int = 0
+    bias: bool = True
     repeat_updates: bool = False
     validation: bool = False
     trace: bool = False
@@ -113,7 +116,8 @@ class History:
         loss: float [m], mean cross-entropy on the test images, in nats.
         training_loss: float [steps], mean cross-entropy of each batch before its update, in nats.
         trace: the normalization's parameters after every step, name -> [steps, size]; empty unless asked for.
-        weights: all trainable weights at the end, name -> array; empty unless a trace was asked for.
+        weights: all trainable weights at the end, name -> array, and under MOVING + name the moving statistics; empty
+            unless a trace was asked for.
         weights_hash: SHA-256 of all trainable weights at the end.
         milliseconds_per_step: median over the stretches between measurements.
         versions: name -> version of what computed it.
@@ -203,6 +207,7 @@ def train(run, progress=None):
         seed=run.seed if run.weights_seed is None else run.weights_seed,
         dtype=run.dtype,
         nudge=run.nudge,
+        bias=run.bias,
     )
     stretch = _stretch(model, run, dataset, tf.constant(batch_order(trained_on(dataset), run)))
     evaluate = _evaluation(model, run, dataset)
@@ -228,7 +233,7 @@ def train(run, progress=None):
         loss=loss,
         training_loss=np.concatenate(training_loss).astype("float64"),
         trace=_split_trace(model, np.concatenate(trace)) if run.trace else {},
-        weights=weights if run.trace else {},
+        weights=weights | _moving(model) if run.trace else {},
         weights_hash=hashlib.sha256(b"".join(w.tobytes() for w in weights.values())).hexdigest(),
         # The first stretch also traces and compiles the step.
         milliseconds_per_step=float(np.median(milliseconds[1:] or milliseconds)),
@@ -291,6 +296,12 @@ def _values(variables):
 def _unique_name(model, index):
     variable = model.trainable_variables[index]
     return getattr(variable, "path", variable.name)
+
+
+def _moving(model):
+    """What training moves without a gradient: not the seeds of random numbers, nor flags."""
+    kept = [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
+    return {f"{MOVING}{getattr(v, 'path', v.name)}": np.asarray(v) for v in kept}
 
 
 def _flatten(variables, dtype):
