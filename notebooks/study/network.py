@@ -27,6 +27,12 @@ METHODS = {
     "IN": {"norm": "normlib:InstanceNormalization", "options": (("epsilon", 1e-5),)},
     "RMS": {"norm": "normlib:RMSNormalization", "options": (("epsilon", 1e-5),)},
     "WN+MO": {"norm": "study.controls:WeightAndMeanOnlyBatchNormalization", "where": ("conv", "hidden")},
+    # Where it stands: behind the dense layer too, there alone, and behind the ReLU.
+    "BN, both": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("conv", "hidden")},
+    "LN, both": {"norm": "normlib:LayerNormalization", "options": _IMAGE, "where": ("conv", "hidden")},
+    "BN, dense": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("hidden",)},
+    "LN, dense": {"norm": "normlib:LayerNormalization", "options": _IMAGE, "where": ("hidden",)},
+    "BN, after ReLU": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("relu",)},
     # controls
     "input": {
         "norm": "normlib:BatchNormalization",
@@ -35,6 +41,7 @@ METHODS = {
     },
     "first": {"norm": "study.controls:FirstBatch"},
     "noisy BN": {"norm": "study.controls:NoisyBatchNormalization", "options": _BATCH},
+    "ghost BN": {"norm": "study.controls:GhostBatchNormalization", "options": _BATCH},
     "affine": {"norm": "study.controls:Affine"},
     "DyT": {"norm": "study.controls:DynamicTanh"},
 }
@@ -46,6 +53,16 @@ REFERENCES = {
         "options": (("data_init", False),),
         "where": ("conv", "hidden"),
     },
+}
+
+# No gradient through the mean, the variance or both (Xu et al. 2019).
+METHODS |= {
+    f"{method}, {part} detached": {
+        "norm": f"study.faulty:Faulty{METHODS[method]['norm'].partition(':')[2]}",
+        "options": (*METHODS[method]["options"], ("fault", f"detached {part}")),
+    }
+    for method in ("BN", "LN")
+    for part in ("mean", "variance", "statistics")
 }
 
 
@@ -76,8 +93,8 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
         norm: import path of the normalization layer, or of a wrapper of layers with a kernel; None for none.
         options: the layer's arguments, as (name, value) pairs. `axis` is that of the images; on the flat features
             it is -1.
-        where: what is normalized: of "input", the images, and "conv" and "hidden", these layers' outputs, or their
-            kernels by a wrapper.
+        where: what is normalized: of "input", the images, "conv" and "hidden", these layers' outputs, or their
+            kernels by a wrapper, and "relu", the convolution's output behind the ReLU.
         seed: fixes the initial weights, normal with mean 0 and standard deviation 0.1; biases are 0.
         dtype: "float32" or "float64", of weights and activations.
         nudge: if k > 0, the k-th weight of the convolution is moved by one unit in the last place.
@@ -107,6 +124,7 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
             with_kernel(layers.Conv2D, 0, "conv", FILTERS, 5, padding="same"),
             *normalized("conv"),
             layers.ReLU(dtype=dtype),
+            *normalized("relu"),
             layers.MaxPooling2D(dtype=dtype),
             layers.Flatten(dtype=dtype),
             with_kernel(layers.Dense, 1, "hidden", HIDDEN),
