@@ -90,17 +90,6 @@ def _look(label):
     return present.style(method, reference=method != label)
 
 
-def rate_curves(frame):
-    """Accuracy on the held-out images by learning rate, a line for each method."""
-    figure, axes = plt.subplots()
-    for method, rows in frame.groupby("method", sort=False):
-        rows = rows.sort_values("rate")
-        axes.semilogx(rows.rate, rows.accuracy, marker="o", ms=3, label=method, **present.style(method))
-    axes.set(xlabel="learning rate", ylabel="held-out accuracy")
-    axes.legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
-    return figure
-
-
 def budget_curves(frame):
     """The expected best accuracy by the number of learning rates tried, a line for each method."""
     figure, axes = plt.subplots()
@@ -299,4 +288,48 @@ def mechanism_bars(table):
         axes.set_axisbelow(True)
     panels[-1, 0].set_xlabel("largest difference of a parameter")
     panels[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1.05), ncols=2)
+    return figure
+
+
+def rate_map(frame):
+    """Accuracy on the held-out images by method and learning rate, as colours with the value in each field; of each row
+    the best is framed, and a field where a run diverged says so."""
+    methods = list(dict.fromkeys(frame.method))
+    exponents = sorted(set(frame.exponent))
+    values = (
+        frame.pivot(index="method", columns="exponent", values="accuracy").loc[methods, exponents].to_numpy()
+    )
+    diverged = (
+        frame.pivot(index="method", columns="exponent", values="diverged").loc[methods, exponents].to_numpy()
+    )
+    figure, axes = plt.subplots(figsize=(6.4, 0.27 * len(methods) + 1.0))
+    low = np.nanpercentile(values, 25)  # below, all is as bad
+    image = axes.imshow(values, cmap="cividis", vmin=low - 0.1, vmax=np.nanmax(values), aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            shown = "diverged" if diverged[i, j] else f"{value:.3f}"
+            dark = value < (image.norm.vmin + image.norm.vmax) / 2
+            axes.text(j, i, shown, ha="center", va="center", size=7, color="white" if dark else "black")
+    for i, row in enumerate(values):
+        best = int(np.nanargmax(row))
+        axes.add_patch(plt.Rectangle((best - 0.5, i - 0.5), 1, 1, fill=False, lw=1.5, ec="black"))
+    names = [f"{10 ** (k / 2):.2g}" for k in exponents]
+    axes.set(xticks=range(len(names)), xticklabels=names, yticks=range(len(methods)), yticklabels=methods)
+    axes.set(xlabel="learning rate", ylabel="method")
+    axes.grid(visible=False)
+    figure.colorbar(image, label="held-out accuracy", extend="min")
+    return figure
+
+
+def penalty_curves(frame):
+    """The loss of a training with a gradient penalty, and how far its weights are from the plain formula's."""
+    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.8))
+    looks = {"own": present.style("LN"), "TensorFlow's": present.style("LN", reference=True)}
+    for layer, look in looks.items():
+        rows = frame[frame.layer == layer]
+        panels[0].plot(rows.step, rows.loss, label=layer, **look)
+        panels[1].semilogy(rows.step, np.maximum(rows.apart, 1e-17), label=layer, **look)
+    panels[0].set(xlabel="step", ylabel="loss, nats")
+    panels[1].set(xlabel="step", ylabel="weights apart, relative")
+    panels[1].legend()
     return figure

@@ -8,8 +8,21 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from study import present, statistics
+from study import present, statistics, tuning
 from study.equivalence import NO_FAULT, NO_FAULT_64, fault_name
+
+SMALLEST = 0.005  # a smaller difference of accuracy does not matter, however sure
+
+
+def told(difference):
+    """What (mean, low, high, ...) of a paired difference of accuracies says: 'higher' or 'lower' if the interval leaves
+    zero out and the mean is at least SMALLEST; 'alike' if the interval lies within SMALLEST; else 'not told apart'."""
+    mean, low, high = difference[:3]
+    if low > 0 and mean >= SMALLEST:
+        return "higher"
+    if high < 0 and mean <= -SMALLEST:
+        return "lower"
+    return "alike" if -SMALLEST < low <= high < SMALLEST else "not told apart"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +35,7 @@ class Comparison:
         gain: paired difference a minus b of the mean accuracy over all measured steps, (mean, low, high).
         steps: length of the runs.
         steps_to_target: median steps after which a reaches b's mean final accuracy; inf if it does not.
+        steps_of_b: the same of b itself.
         seeds: how many.
     """
 
@@ -32,21 +46,28 @@ class Comparison:
     gain: tuple
     steps: int
     steps_to_target: float
+    steps_of_b: float
     seeds: int
 
     @property
     def verdict(self):
-        """'faster' or 'slower' if the interval of the gain leaves zero out, else 'not told apart'."""
-        _, low, high = self.gain
-        if low > 0:
-            return "faster"
-        return "slower" if high < 0 else "not told apart"
+        """'faster', 'slower', 'as fast' or 'not told apart': see `told`."""
+        words = {"higher": "faster", "lower": "slower", "alike": "as fast"}
+        return words.get(told(self.gain), "not told apart")
+
+    @property
+    def saved(self):
+        """How many times fewer steps a needs to the target; nan where one of the two does not get there."""
+        both = np.isfinite(self.steps_to_target) and np.isfinite(self.steps_of_b)
+        return self.steps_of_b / self.steps_to_target if both else float("nan")
 
     @property
     def message(self):
         """The caption's first sentence."""
         if self.verdict == "not told apart":
             return f"{self.name_a} and {self.name_b}: {self.seeds} seeds do not tell their speed apart."
+        if self.verdict == "as fast":
+            return f"{self.name_a} learns as fast as {self.name_b}, within {100 * SMALLEST:g} points."
         return f"{self.name_a} learns {self.verdict} than {self.name_b}."
 
     @property
@@ -55,7 +76,7 @@ class Comparison:
         mean, low, high = (100 * value for value in self.gain)
         reached = (
             f"{self.name_a} reaches the final mean accuracy of {self.name_b} after {self.steps_to_target:,.0f} of "
-            f"{self.steps:,} steps (median)"
+            f"{self.steps:,} steps (median), {self.name_b} itself after {_steps(self.steps_of_b)}"
             if np.isfinite(self.steps_to_target)
             else f"{self.name_a} does not reach the final mean accuracy of {self.name_b} in {self.steps:,} steps"
         )
@@ -77,7 +98,7 @@ def compare(name_a, histories_a, name_b, histories_b):
         raise ValueError(f"Expected the same seeds in the same order. Received: {seeds_a} and {seeds_b}")
     final_a, final_b = ([h.accuracy[-1] for h in histories] for histories in (histories_a, histories_b))
     curve_a, curve_b = ([h.accuracy.mean() for h in histories] for histories in (histories_a, histories_b))
-    target = float(np.mean(final_b))
+    steps_a, steps_b = (_median_steps(h, float(np.mean(final_b))) for h in (histories_a, histories_b))
     comparison = Comparison(
         name_a,
         name_b,
@@ -85,7 +106,8 @@ def compare(name_a, histories_a, name_b, histories_b):
         tuple(statistics.mean_interval(final_b)),
         tuple(statistics.mean_interval(np.subtract(curve_a, curve_b))),
         int(histories_a[0].steps[-1]),
-        float(np.median([statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories_a])),
+        steps_a,
+        steps_b,
         len(seeds_a),
     )
     for name, final in ((name_a, comparison.final_a), (name_b, comparison.final_b)):
@@ -98,6 +120,25 @@ def compare(name_a, histories_a, name_b, histories_b):
         seeds=comparison.seeds,
     )
     return comparison
+
+
+def _median_steps(histories, target):
+    return float(np.median([statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories]))
+
+
+def milliseconds(*groups):
+    """What a step of each method costs: dict method -> the fewest milliseconds of any of its runs with batches of 100,
+    since other work on the machine only adds.
+
+    Args:
+        groups: dicts method -> list of History.
+    """
+    found = {}
+    for group in groups:
+        for method, histories in group.items():
+            of_method = [h.milliseconds_per_step for h in histories if h.run.batch_size == 100]
+            found[method] = min([*of_method, found.get(method, np.inf)])
+    return {method: float(value) for method, value in found.items()}
 
 
 def same_curves(name_a, histories_a, name_b, histories_b):
@@ -340,11 +381,12 @@ class Ranking:
 
     Args:
         curves: dict name -> list of History, the same seeds in the same order.
+        cost: of `milliseconds`.
         baseline: the method whose mean final accuracy is the target.
     """
 
-    def __init__(self, curves, baseline="none"):
-        self.curves, self.baseline = curves, baseline
+    def __init__(self, curves, cost, baseline="none"):
+        self.curves, self.cost, self.baseline = curves, cost, baseline
         self.target = float(np.mean([h.accuracy[-1] for h in curves[baseline]]))
         self.comparisons = {
             name: compare(name, histories, baseline, curves[baseline])
@@ -366,8 +408,12 @@ class Ranking:
     def final_message(self):
         """The caption's first sentence of the final accuracies."""
         best, second = self._by_final[:2]
-        apart = best.final_a[1] > second.final_a[2]
-        return f"{best.name_a} ends highest{'' if apart else f', but its interval overlaps that of {second.name_a}'}."
+        ends = ([h.accuracy[-1] for h in self.curves[c.name_a]] for c in (best, second))
+        apart = statistics.paired_difference(*ends)
+        return (
+            f"{best.name_a} ends highest, {points(apart)} points beside {second.name_a}, seed by seed: "
+            f"{_WHETHER[told(apart)]}."
+        )
 
     @property
     def sentence(self):
@@ -387,27 +433,25 @@ class Ranking:
         """The computed part of why: what the method's cost takes back of its gain."""
         parts = []
         for comparison in self._by_speed:
-            cost = self._milliseconds(comparison.name_a) / self._milliseconds(self.baseline)
-            saved = comparison.steps / comparison.steps_to_target
+            cost, saved = self.cost[comparison.name_a] / self.cost[self.baseline], comparison.saved
             parts.append(
-                f"{comparison.name_a} needs {saved:.1f} times fewer steps to the target and {cost:.1f} times the "
-                f"time for each, so that it is {saved / cost:.1f} times as fast in seconds"
-                if np.isfinite(comparison.steps_to_target)
-                else f"{comparison.name_a} does not reach the target"
+                f"{comparison.name_a} needs {saved:.1f} times fewer steps to the target than {self.baseline} and "
+                f"{cost:.1f} times the time for each, so that in seconds it is {saved / cost:.1f} times as fast"
+                if np.isfinite(saved)
+                else f"for {comparison.name_a} there is no such ratio, as one of the two does not reach the target"
             )
         return (
-            f"In time rather than steps: {'; '.join(parts)}. What the methods that gain have in common is the "
-            "projection: the gradient loses what only shifts or stretches the activations. That this is "
-            "the cause of the gain is a guess; this comparison does not separate it from the larger steps that "
-            "it allows."
+            f"In time rather than steps: {'; '.join(parts)}. BN and LN have in common that the gradient loses what "
+            "only "
+            "shifts or stretches the activations, WN that it loses what only lengthens a weight vector; that this "
+            "is the cause of a gain is a guess that this comparison does not test."
         )
 
     def table(self):
         """One row a method."""
         rows = []
         for name, histories in self.curves.items():
-            reached = [statistics.steps_to_target(h.steps, h.accuracy, self.target) for h in histories]
-            steps, milliseconds = float(np.median(reached)), self._milliseconds(name)
+            steps, milliseconds = _median_steps(histories, self.target), self.cost[name]
             mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
             gain = self.comparisons[name].gain if name in self.comparisons else None
             rows.append(
@@ -427,26 +471,24 @@ class Ranking:
             )
         return pd.DataFrame(rows)
 
-    def _milliseconds(self, name):
-        # Other work on the machine only adds.
-        return float(min(h.milliseconds_per_step for h in self.curves[name]))
-
 
 # --- at each method's own learning rate ---------------------------------------------------------------------------
 
 
-def rates_message(frame, rates, decades):
-    """The caption's first sentence of the sweep."""
-    widest = max(decades, key=decades.get)
-    for method, rate in rates.items():
-        present.number(f"{_key(method)}.best_rate", rate)
-        present.number(f"{_key(method)}.stable_decades", decades[method], unit="decades")
+def rates_message(frame):
+    """The caption's first sentence of the map of rates."""
+    rates, stable = tuning.best_rates(frame), tuning.stable_rates(frame)
+    for method, (low, high) in stable.items():
+        present.number(f"{_key(method)}.best_rate", rates[method])
+        present.number(f"{_key(method)}.stable_decades", np.log10(high / low), unit="decades")
+    mine = {m: rates[m] for m in tuning.MAIN if m in rates}
+    dead = frame[frame.diverged > 0].groupby("method", sort=False).rate.min()
     if frame.rate.nunique() == 1:
         return f"Each method at the one learning rate {frame.rate.iloc[0]:.2g}: this profile does not search."
-    return (
-        f"The best learning rate runs from {min(rates.values()):.2g} ({min(rates, key=rates.get)}) to "
-        f"{max(rates.values()):.2g} ({max(rates, key=rates.get)}); {widest} is within a point of its best over "
-        f"{decades[widest]:.1f} decades, none over {decades['none']:.1f}."
+    return f"Best learning rates: {_list([f'{m} {rate:.2g}' for m, rate in mine.items()])}; " + (
+        f"runs diverged from {_list([f'{rate:.2g} on ({m})' for m, rate in dead.items()])}."
+        if len(dead)
+        else "no run diverged."
     )
 
 
@@ -460,12 +502,30 @@ def budget_message(frame):
     )
 
 
-# Fixed before anything was run: what is compared, and by which measure.
-HYPOTHESES = (
-    ("H1", "BN", "none", "mean accuracy over the training"),
-    ("H2", "LN", "BN", "final accuracy"),
-    ("H3", "WN", "none", "mean accuracy over the training"),
-)
+def start_message(frame):
+    """The caption's first sentence on the networks before training: why a best rate may be lower with normalization."""
+    of = frame.set_index("method")
+    for method in of.index:
+        present.number(f"start.{_key(method)}.loss", of.loss[method], unit="nats")
+        present.number(f"start.{_key(method)}.spread", of.spread[method])
+    bn, none = of.loc["BN"], of.loc["none"]
+    ratio = bn.spread / none.spread
+    return (
+        f"Before training, what goes into the hidden units has a standard deviation of {none.spread:.1f} without "
+        f"normalization and {bn.spread:.1f} with BN, and the loss is {none.loss:.1f} against {bn.loss:.1f} nats: "
+        + (
+            "the dense layer that is not normalized starts too large behind BN and LN, and that alone limits their "
+            "rates."
+            if ratio > 2 and of.loss["LN"] > none.loss < bn.loss
+            else "they start alike."
+        )
+    )
+
+
+# Fixed before anything was run: what is compared, and by which measure. Speed is the mean accuracy over the training
+# and not the steps to a target: it is defined for a run that does not get there too, and takes in every measurement.
+SPEED, END = "mean held-out accuracy over the training", "test accuracy at the end"
+HYPOTHESES = (("H1", "BN", "none", SPEED), ("H2", "LN", "BN", END), ("H3", "WN", "none", SPEED))
 
 
 def hypotheses(curves):
@@ -478,10 +538,11 @@ def hypotheses(curves):
         DataFrame of what was compared, the difference with its interval, p, p after Holm and the verdict.
     """
     rows = []
+    target = float(np.mean([h.accuracy[-1] for h in curves["none"]]))
+    steps = {method: _median_steps(histories, target) for method, histories in curves.items()}
     for name, a, b, measure in HYPOTHESES:
         values = [
-            [h.accuracy[-1] if measure.startswith("final") else h.accuracy.mean() for h in curves[method]]
-            for method in (a, b)
+            [h.test_accuracy if measure == END else h.accuracy.mean() for h in curves[m]] for m in (a, b)
         ]
         found = statistics.paired_difference(*values)
         _record(f"hypothesis.{name.lower()}", (found.mean, found.low, found.high), "fraction", found.pairs)
@@ -489,25 +550,34 @@ def hypotheses(curves):
             {
                 "hypothesis": f"{name}: {a} against {b}, {measure}",
                 "difference, points": points(found),
+                "steps to target": f"{_steps(steps[a])} against {_steps(steps[b])}",
                 "p": found.p,
+                "verdict": _direction(a, measure, found),
             }
         )
     table = pd.DataFrame(rows)
-    table["p, Holm"] = statistics.holm(table.p)
-    table["verdict"] = np.where(table["p, Holm"] < 0.05, "told apart", "not told apart")
+    table.insert(4, "p, Holm", statistics.holm(table.p))
+    table.loc[table["p, Holm"] >= 0.05, "verdict"] = "not told apart"
     return table
+
+
+def _direction(method, measure, difference):
+    words = ("faster", "slower") if measure == SPEED else ("higher", "lower")
+    small = ", by less than matters" if abs(difference.mean) < SMALLEST else ""
+    return f"{method} is {words[difference.mean < 0]}{small}"
 
 
 def hypotheses_message(table, seeds):
     """The caption's first sentence of the table of hypotheses."""
-    apart = int((table.verdict == "told apart").sum())
+    apart = int((table.verdict != "not told apart").sum())
     least = 2.0 ** (1 - len(seeds))
     limit = (
         f" With {len(seeds)} seeds no p can be under {least:.3g}: nothing may be claimed by this test."
         if len(HYPOTHESES) * least > 0.05
         else ""
     )
-    return f"{apart} of {len(table)} hypotheses are told apart.{limit}"
+    found = _list(list(table.verdict[table.verdict != "not told apart"]))
+    return f"{apart} of {len(table)} pairs are told apart{f': {found}' if apart else ''}.{limit}"
 
 
 def hypotheses_sentence(table):
@@ -531,12 +601,18 @@ def batch_message(frame):
 
 
 def when_sentence(frame):
-    """When LN is better than BN: the sizes of batches at which one is ahead by more than a point."""
-    accuracy = frame.pivot(index="size", columns="method", values="accuracy")
-    ahead = {"LN": [], "BN": []}
+    """When LN is better than BN: the sizes of batches at which one is ahead by more than a point. A size at which a run
+    of either learnt next to nothing says only that its rates did not fit, and is named apart."""
+    cells = frame.set_index(["method", "size"])
+    ahead, collapsed = {"LN": [], "BN": []}, []
     for place, suffix in (("behind the convolution", ""), ("behind the dense layer", ", dense")):
-        for size, gap in (accuracy["LN" + suffix] - accuracy["BN" + suffix]).items():
-            if abs(gap) > 0.01:
+        for size in sorted(frame["size"][frame.method == "BN" + suffix]):
+            ln, bn = (cells.loc[(method + suffix, size)] for method in ("LN", "BN"))
+            gap = ln.accuracy - bn.accuracy
+            if ln.collapsed or bn.collapsed:
+                who = _list([m for m, cell in (("LN", ln), ("BN", bn)) if cell.collapsed])
+                collapsed.append(f"{size} images {place} ({who})")
+            elif abs(gap) > 0.01:
                 ahead["LN" if gap > 0 else "BN"].append(
                     f"{size} images {place} ({100 * abs(gap):.1f} points)"
                 )
@@ -544,10 +620,152 @@ def when_sentence(frame):
         f"{method} is better than {other} by more than a point with batches of {_list(ahead[method]) or 'no size'}"
         for method, other in (("LN", "BN"), ("BN", "LN"))
     ]
+    apart = f" Not counted, since a run learnt next to nothing: {_list(collapsed)}." if collapsed else ""
+    seeds = int(frame.seeds[frame.method == "BN"].min())
+    alone = " One seed does not settle this." if seeds == 1 else f" ({seeds} seeds, their mean.)"
     return (
-        f"{'. '.join(told)}. An image's statistics under LN are its own; under BN they are the batch's, and behind a "
-        "dense layer a batch has one value for each image."
+        f"{'. '.join(told)}.{apart}{alone} An image's statistics under LN are its own; under BN they are the "
+        "batch's, and behind a dense layer a batch has one value for each image."
     )
+
+
+# --- every method in one table -------------------------------------------------------------------------------------
+
+
+def methods_table(base, frame, tuned, by_batch, cost):
+    """What each method reaches, costs and depends on, a row each; empty where it was not run.
+
+    Args:
+        base: the Run that gives data and initial weights.
+        frame: of `tuning.sweep`.
+        tuned: dict method -> list of History, of the Runs of `tuning.at_best_rates`; none at its end gives the target.
+        by_batch: of `tuning.batch_sizes`.
+        cost: of `milliseconds`.
+    """
+    target = float(np.mean([h.accuracy[-1] for h in tuned["none"]]))
+    smallest = by_batch[by_batch["size"] == by_batch["size"].min()].set_index("method")
+    rates, stable, rows = tuning.best_rates(frame), tuning.stable_rates(frame), []
+    for method, rate in rates.items():
+        trained, inferred, alone = tuning.modes(base, method)
+        low, high = stable[method]
+        rows.append(
+            {
+                "method": method,
+                "best rate": rate,
+                "rates as good": f"{low:.2g} to {high:.2g}" if high > low else "this one",
+                **_reached(tuned.get(method, []), target, cost[method]),
+                "at batch 2": _at(smallest, method),
+                "ms per step": cost[method],
+                "same in inference": "yes" if np.allclose(trained, inferred, atol=1e-4) else "no",
+                "depends on the batch": "no" if np.allclose(trained[:1], alone, atol=1e-4) else "yes",
+                "verdict": beside_none(tuned, method),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _at(cells, method):
+    if method not in cells.index:
+        return ""
+    cell = cells.loc[method]
+    return "collapsed" if cell.collapsed else f"{cell.accuracy:.3f}"
+
+
+def _reached(histories, target, milliseconds):
+    if not histories:
+        return dict.fromkeys(("steps", "test accuracy", "steps to target", "seconds to target"), "")
+    steps = _median_steps(histories, target)
+    seconds = f"{steps * milliseconds / 1e3:.1f}" if np.isfinite(steps) else "not reached"
+    reached = (_steps(steps), seconds) if len(histories[0].steps) > 2 else ("", "")  # measured often enough
+    return {
+        "steps": f"{histories[0].run.steps:,}",
+        "test accuracy": _mean_told(histories),
+        **dict(zip(("steps to target", "seconds to target"), reached, strict=True)),
+    }
+
+
+def collapsed(histories):
+    """How many of the runs diverged or learnt next to nothing."""
+    return sum(h.diverged or h.accuracy[-1] < tuning.COLLAPSED for h in histories)
+
+
+def _mean_told(histories):
+    if lost := collapsed(histories):  # no interval describes runs of two kinds
+        return f"{lost} of {len(histories)} collapsed"
+    mean, low, high = statistics.mean_interval([h.test_accuracy for h in histories])
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def beside(tuned, a, b):
+    """Method a against method b at their own best rates on held-out images, after as many steps as the shorter of them
+    was trained, over the seeds of both.
+
+    Returns:
+        (Difference, steps), or None where one was not trained, fewer than two seeds are shared or a run collapsed.
+    """
+    if a not in tuned or b not in tuned or collapsed(tuned[a]) or collapsed(tuned[b]):
+        return None
+    step = min(int(histories[0].steps[-1]) for histories in (tuned[a], tuned[b]))
+    ends = [{h.run.seed: h.until(step).accuracy[-1] for h in tuned[m]} for m in (a, b)]
+    shared = sorted(set(ends[0]) & set(ends[1]))
+    if len(shared) < 2:
+        return None
+    return statistics.paired_difference(*([of[seed] for seed in shared] for of in ends)), step
+
+
+def beside_none(tuned, method):
+    """The verdict on a method beside none, at their own best rates."""
+    if method == "none":
+        return "the baseline"
+    if method not in tuned:
+        return "not settled: one seed, short runs"
+    if lost := collapsed(tuned[method]):
+        return f"{lost} of {len(tuned[method])} runs collapsed"
+    found = beside(tuned, method, "none")
+    if found is None:
+        return "not settled"
+    difference, step = found
+    return f"{told(difference)} than none after {step:,} steps".replace("alike than", "like").replace(
+        "not told apart than", "not told apart from"
+    )
+
+
+# --- the same accuracy as TensorFlow's ------------------------------------------------------------------------------
+
+MARGIN = 0.001  # of accuracy: the smallest difference between own and TensorFlow's layer that would matter
+
+
+def equivalence_verdicts(curves, references):
+    """Whether own and TensorFlow's layers reach the same test accuracy: two one-sided tests over the seeds, judged.
+
+    Args:
+        curves: dict method -> list of History of the own layers.
+        references: the same of TensorFlow's, measured at their end, over the same seeds.
+    """
+    rows = []
+    for method, theirs in references.items():
+        step = int(theirs[0].steps[-1])
+        own = [h.until(step).accuracy[-1] for h in curves[method]]
+        found = statistics.equivalence(own, [h.accuracy[-1] for h in theirs], MARGIN)
+        _record(f"{_key(method)}.own_minus_tensorflow", found[:3], "fraction", len(own))
+        rows.append(
+            {
+                "claim": f"{method}: own and TensorFlow's reach the same test accuracy after {step:,} steps",
+                "own minus TensorFlow's, points": points(found),
+                "margin, points": 100 * MARGIN,
+                "p": found.p,
+                "verdict": {"equivalent": "holds", "different": "fails"}.get(found.verdict, found.verdict),
+            }
+        )
+    return present.judged("V1", pd.DataFrame(rows))
+
+
+def equivalence_message(table, seeds):
+    """The caption's first sentence of the test of equivalence."""
+    counts = table.verdict.value_counts()
+    words = {"holds": "equivalent", "fails": "different", "not settled": "not settled"}
+    told = ", ".join(f"{counts[v]} {word}" for v, word in words.items() if counts.get(v))
+    return f"Own against TensorFlow's layers over {len(seeds)} seeds, margin {100 * MARGIN:g} point: {told}."
 
 
 # --- exact facts and mechanisms ------------------------------------------------------------------------------------
@@ -803,6 +1021,12 @@ def scientific(value):
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if value else "0"
 
 
+_WHETHER = {
+    "higher": "told apart",
+    "lower": "told apart",
+    "alike": f"alike within {100 * SMALLEST:g} points",
+    "not told apart": "not told apart, or by less than matters",
+}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

@@ -27,6 +27,12 @@ METHODS = {
     "IN": {"norm": "normlib:InstanceNormalization", "options": (("epsilon", 1e-5),)},
     "RMS": {"norm": "normlib:RMSNormalization", "options": (("epsilon", 1e-5),)},
     "WN+MO": {"norm": "study.controls:WeightAndMeanOnlyBatchNormalization", "where": ("conv", "hidden")},
+    # Where it stands: behind the dense layer too, there alone, and behind the ReLU.
+    "BN, both": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("conv", "hidden")},
+    "LN, both": {"norm": "normlib:LayerNormalization", "options": _IMAGE, "where": ("conv", "hidden")},
+    "BN, dense": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("hidden",)},
+    "LN, dense": {"norm": "normlib:LayerNormalization", "options": _IMAGE, "where": ("hidden",)},
+    "BN, after ReLU": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("relu",)},
     # controls
     "input": {
         "norm": "normlib:BatchNormalization",
@@ -35,6 +41,7 @@ METHODS = {
     },
     "first": {"norm": "study.controls:FirstBatch"},
     "noisy BN": {"norm": "study.controls:NoisyBatchNormalization", "options": _BATCH},
+    "ghost BN": {"norm": "study.controls:GhostBatchNormalization", "options": _BATCH},
     "affine": {"norm": "study.controls:Affine"},
     "DyT": {"norm": "study.controls:DynamicTanh"},
 }
@@ -46,6 +53,16 @@ REFERENCES = {
         "options": (("data_init", False),),
         "where": ("conv", "hidden"),
     },
+}
+
+# No gradient through the mean, the variance or both (Xu et al. 2019).
+METHODS |= {
+    f"{method}, {part} detached": {
+        "norm": f"study.faulty:Faulty{METHODS[method]['norm'].partition(':')[2]}",
+        "options": (*METHODS[method]["options"], ("fault", f"detached {part}")),
+    }
+    for method in ("BN", "LN")
+    for part in ("mean", "variance", "statistics")
 }
 
 

@@ -44,6 +44,7 @@ class Run:
         repeat_updates: whether the normalization's parameters are updated t times at step t, as the study of 2019 did.
         validation: whether the accuracy is measured on the training images that are held out, instead of the test
             images; all that is chosen is chosen on these.
+        test_at_end: whether, beside them, the test images are measured: once, after the last step.
         trace: whether the normalization's parameters are kept after every step (large ones by evenly spaced elements),
             and all weights at the end.
     """
@@ -64,6 +65,7 @@ class Run:
     bias: bool = True
     repeat_updates: bool = False
     validation: bool = False
+    test_at_end: bool = False
     trace: bool = False
 
     def __post_init__(self):
@@ -74,6 +76,8 @@ class Run:
             raise ValueError(f"Expected dtype 'float32' or 'float64'. Received: dtype={self.dtype!r}")
         if self.repeat_updates and self.norm is None:
             raise ValueError("Expected a norm whose updates can be repeated. Received: norm=None")
+        if self.test_at_end and not self.validation:
+            raise ValueError("Expected validation=True where the test images wait for the end.")
 
 
 # How much is computed, and so how much may be claimed.
@@ -81,7 +85,7 @@ PROFILES = {
     "smoke": {"sample": True, "steps": 40, "evaluate_every": 10, "seeds": 3},
     "quick": {"sample": False, "steps": 60, "evaluate_every": 20, "seeds": 2},
     "default": {"sample": False, "steps": 1100, "evaluate_every": 100, "seeds": 3},
-    "thorough": {"sample": False, "steps": 2750, "evaluate_every": 50, "seeds": 8},
+    "thorough": {"sample": False, "steps": 2750, "evaluate_every": 100, "seeds": 8},
 }
 
 
@@ -111,9 +115,9 @@ class History:
 
     Attributes:
         run: the Run.
-        steps: int [m], the steps after which the test images were measured.
-        accuracy: float [m], fraction of test images classified correctly.
-        loss: float [m], mean cross-entropy on the test images, in nats.
+        steps: int [m], the steps after which the test images (or those held out: see Run) were measured.
+        accuracy: float [m], fraction of these images classified correctly.
+        loss: float [m], mean cross-entropy on these images, in nats.
         training_loss: float [steps], mean cross-entropy of each batch before its update, in nats.
         trace: the normalization's parameters after every step, name -> [steps, size]; empty unless asked for.
         weights: all trainable weights at the end, name -> array, and under MOVING + name the moving statistics; empty
@@ -121,6 +125,8 @@ class History:
         weights_hash: SHA-256 of all trainable weights at the end.
         milliseconds_per_step: median over the stretches between measurements.
         versions: name -> version of what computed it.
+        test_accuracy: fraction of test images classified correctly after the last step; nan where they were not looked
+            at.
     """
 
     run: Run
@@ -133,6 +139,7 @@ class History:
     weights_hash: str
     milliseconds_per_step: float
     versions: dict
+    test_accuracy: float = float("nan")
 
     def row(self):
         """The run and its results as one flat record."""
@@ -142,6 +149,7 @@ class History:
         return description | {
             "final_accuracy": float(self.accuracy[-1]),
             "final_loss": float(self.loss[-1]),
+            "test_accuracy": self.test_accuracy,
             "diverged": self.diverged,
             "weights_hash": self.weights_hash,
             "milliseconds_per_step": self.milliseconds_per_step,
@@ -162,6 +170,7 @@ class History:
             trace={name: values[:step] for name, values in self.trace.items()},
             weights={},
             weights_hash="",
+            test_accuracy=float("nan" if self.run.validation else self.accuracy[measured - 1]),
         )
 
     @property
@@ -210,7 +219,9 @@ def train(run, progress=None):
         bias=run.bias,
     )
     stretch = _stretch(model, run, dataset, tf.constant(batch_order(trained_on(dataset), run)))
-    evaluate = _evaluation(model, run, dataset)
+    test = dataset.x_test, dataset.y_test
+    held_out = dataset.x_train[trained_on(dataset) :], dataset.y_train[trained_on(dataset) :]
+    evaluate = _evaluation(model, run, *(held_out if run.validation else test))
 
     measured = [*range(run.evaluate_every, run.steps, run.evaluate_every), run.steps]
     training_loss, trace, scores, milliseconds = [], [], [], []
@@ -226,6 +237,9 @@ def train(run, progress=None):
 
     weights = {_unique_name(model, i): np.asarray(v) for i, v in enumerate(model.trainable_variables)}
     accuracy, loss = np.array(scores, "float64").T
+    test_accuracy = float("nan") if run.validation else float(accuracy[-1])
+    if run.test_at_end:
+        test_accuracy = float(_evaluation(model, run, *test)()[0])
     return History(
         run=run,
         steps=np.array(measured),
@@ -238,6 +252,7 @@ def train(run, progress=None):
         # The first stretch also traces and compiles the step.
         milliseconds_per_step=float(np.median(milliseconds[1:] or milliseconds)),
         versions=versions(),
+        test_accuracy=test_accuracy,
     )
 
 
@@ -269,10 +284,8 @@ def _stretch(model, run, dataset, order):
     return stretch
 
 
-def _evaluation(model, run, dataset, batch=50):
+def _evaluation(model, run, x_all, y_all, batch=50):
     """A compiled function that gives accuracy and loss, batches that fit into a cache at a time."""
-    held_out = (dataset.x_train[trained_on(dataset) :], dataset.y_train[trained_on(dataset) :])
-    x_all, y_all = held_out if run.validation else (dataset.x_test, dataset.y_test)
     images, labels = tf.constant(x_all), tf.constant(y_all)
 
     @tf.function
