@@ -13,7 +13,7 @@ PIP     := $(BIN)/python -m pip --quiet --disable-pip-version-check
 help:    ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-report: .venv/.installed  ## build report/build/report.html and .pdf [PROFILE=smoke|default|thorough] [JOBS=2] [ONLY="02 03"] [SET="DATASET=mnist"] [DATA=folder]
+report: .venv/.installed  ## build report/build/report.html and .pdf [PROFILE=smoke|quick|default|thorough] [JOBS=2] [ONLY="02 03"] [SET="DATASET=mnist"] [DATA=folder]
 	@$(BIN)/python report/build.py --profile $(PROFILE) --jobs $(JOBS) \
 	  $(ONLY:%=--only %) $(SET:%=--set %) $(if $(DATA),--data-dir "$(DATA)")
 

@@ -886,7 +886,8 @@ class WeightNormalization(keras.layers.Wrapper):
 
     def __init__(self, layer, **kwargs):
         if isinstance(layer, keras.layers.Layer):
-            kwargs.setdefault("dtype", layer.dtype_policy)
+            # Lengths and directions keep the variables' precision; the layer casts what it computes with.
+            kwargs.setdefault("dtype", layer.variable_dtype)
         super().__init__(layer, **kwargs)
         if isinstance(layer, (keras.layers.Embedding, keras.layers.MultiHeadAttention)) or not (
             hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel") or not layer.built
@@ -959,6 +960,9 @@ class WeightNormalization(keras.layers.Wrapper):
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
+
+    def compute_output_spec(self, inputs, **kwargs):
+        return self.layer.compute_output_spec(inputs, **kwargs)
 
     def remove(self):
         """Fold g and v back into the wrapped layer's kernel, and return that plain layer."""

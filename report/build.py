@@ -1,9 +1,39 @@
 """Build the report: run the notebooks, put them together, number and link, write one HTML and one PDF.
 
-    python report/build.py [--profile P] [--jobs N] [--cluster A] [--data-dir D] [--set NAME=VALUE] [--only 02] [--open]
+Written to report/build (or --output):
+  report.html    the report, one file that asks nothing of any network
+  report.pdf     the same as a paper
+  results.json   every number and verdict, and where they come from
+  notebooks/     the notebooks as they ran
+A build of some sections alone is written to a folder of its own in there, such as report/build/only-02: the whole
+report stays as it is. Whatever goes wrong, the last good report stays until a new one is whole.
 
-Exit codes: 0 built; 1 a notebook failed, or the report could not be put together; 2 wrong arguments; 3 data missing;
-130 interrupted, 143 terminated. Whatever happens, the last good report stays until a new one is whole.
+Profiles, and their times on 2 cores with no finished runs kept:
+  smoke      2 minutes, a few steps on a sample of the data: that everything works, and evidence of nothing
+  quick      6 minutes, 60 steps and 2 seeds: the notebooks by hand, and evidence of nothing
+  default   14 minutes, 1,100 steps and 3 seeds: speed of convergence
+  thorough  80 minutes, 2,750 steps and 8 seeds: what is published
+Finished runs are kept: a stopped build goes on where it was, and a second one takes a minute and a half.
+
+Environment:
+  NORMLIB_CACHE     folder of the finished runs; default ~/.cache/normlib
+  NORMLIB_DATA      folder that holds the data files, as --data-dir
+  NORMLIB_CLUSTER   a Dask scheduler whose workers train, as --cluster
+  NORMLIB_PROGRESS  "bar" or "lines"; default bars on a terminal, lines elsewhere
+
+Examples:
+  python report/build.py --open
+  python report/build.py --profile smoke --only 02 --only 03
+  python report/build.py --set DATASET=mnist --set SEED=7
+  python report/build.py --set CANDIDATE=mymodule:MyBatchNormalization --only 01
+
+Exit codes:
+  0    built
+  1    a notebook failed, or the report could not be put together
+  2    wrong arguments
+  3    data missing or damaged
+  130  interrupted
+  143  terminated
 """
 
 import argparse
@@ -15,6 +45,7 @@ import csv
 import datetime
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -25,6 +56,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import webbrowser
 
@@ -36,14 +68,15 @@ import papermill
 import pypandoc
 import typst
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
+PROFILES = ("smoke", "quick", "default", "thorough")
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PANDOC = pypandoc.get_pandoc_path()
-LINE = 100  # characters of a table in a line of the PDF, about
 pf.elements.RAW_FORMATS.add("typst")  # younger than panflute's list
 INSERTED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
-HIDDEN_TAGS = {"parameters", "injected-parameters", "remove-cell", "explore"}
+HIDDEN_TAGS = {"parameters", "injected-parameters", "remove-cell"}
 PACKAGES = [
     "tensorflow",
     "keras",
@@ -82,37 +115,45 @@ def main(arguments=None):
 
 def parse(arguments=None):
     """The command line."""
-    usage, _, codes = __doc__.partition("Exit codes:")
+    usage, _, more = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="report/build.py", description=usage.split("\n")[0], epilog=f"Exit codes:{codes}"
+        prog="python report/build.py",
+        description=usage,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--profile", default="default", choices=("smoke", "default", "thorough"))
-    parser.add_argument(
-        "--jobs", type=int, default=0, help="trainings at a time; 0 (default) for one on each core"
-    )
-    parser.add_argument(
-        "--cluster",
-        metavar="ADDRESS",
-        help="a Dask scheduler whose workers train, such as tcp://scheduler:8786",
-    )
-    parser.add_argument("--data-dir", type=pathlib.Path, help="folder that holds the data files")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--profile", default="default", choices=PROFILES, help="how much is computed; default: %(default)s")
+    add("--jobs", type=int, default=0, metavar="N", help="trainings at a time; default: one on each core")
+    add("--cluster", metavar="ADDRESS", help="a Dask scheduler whose workers train: tcp://scheduler:8786")
+    add("--data-dir", type=pathlib.Path, metavar="FOLDER", help="that holds the data files")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter of the notebooks, such as DATASET=mnist",
+        help="a parameter of the notebooks, such as DATASET (fashion_mnist, mnist, cifar10), SEED or CANDIDATE",
     )
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="NN", help="build only this section, such as 02"
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NN",
+        help="build this section, such as 02, and no other",
     )
-    parser.add_argument("--open", action="store_true", help="open the report when it is built")
-    parser.add_argument("--output", type=pathlib.Path, default=HERE / "build", help="folder of the result")
-    parser.add_argument(
-        "--notebooks", type=pathlib.Path, default=ROOT / "notebooks", help="folder of the notebooks"
+    add("--open", action="store_true", help="open the report when it is built")
+    add("--output", type=pathlib.Path, default=HERE / "build", metavar="FOLDER", help="default: report/build")
+    add(
+        "--notebooks",
+        type=pathlib.Path,
+        default=ROOT / "notebooks",
+        metavar="FOLDER",
+        help="of the sections; default: notebooks",
     )
     options = parser.parse_args(arguments)
     options.output = options.output.resolve()
+    if options.only:
+        options.output /= "only-" + "-".join(sorted(set(options.only)))
     if options.data_dir:
         os.environ["NORMLIB_DATA"] = str(options.data_dir.resolve())
     if options.cluster:
@@ -134,9 +175,9 @@ def build(options):
         FileLock(f"{folder}/lock"),
     ):
         folder = pathlib.Path(folder)
-        executed, seconds = [], {}
-        for number, notebook in enumerate(notebooks, start=1):
-            print(f"[{number}/{len(notebooks)}] {notebook.name}", file=sys.stderr, flush=True)
+        executed, seconds, tell = [], {}, stages([*(n.stem for n in notebooks), "writing"], options)
+        for notebook in notebooks:
+            tell(notebook.stem)
             before = time.time()
             executed.append(execute(notebook, parameters[notebook], folder / "notebooks" / notebook.name))
             seconds[notebook.stem] = round(time.time() - before, 1)
@@ -145,8 +186,8 @@ def build(options):
             options, parameters, dataset, seconds | {"all": round(time.time() - started, 1)}
         )
         results = {"provenance": provenance} | results
-        print("Writing the report", file=sys.stderr, flush=True)
-        document = compose(notebooks, executed, results, folder)
+        tell("writing")
+        document = compose(notebooks, executed, results, folder, elsewhere(options, notebooks))
         write_html(document, folder)
         write_pdf(document, folder)
         (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -155,6 +196,27 @@ def build(options):
     print(
         f"{options.output / 'report.html'} and report.pdf, in {time.time() - started:.0f} s", file=sys.stderr
     )
+
+
+def stages(names, options):
+    """A function that says which stage begins, and about how long the rest takes: by the seconds of the last such build
+    here, in proportion to what this one has taken so far."""
+    last = {}
+    with contextlib.suppress(OSError, ValueError, KeyError):  # there is none, or it is not whole
+        built = json.loads((options.output / "results.json").read_text())["provenance"]
+        last = built["seconds"] if built["profile"] == options.profile else {}
+    expected = {name: last.get(name, min(last.values(), default=1.0)) for name in names}
+    started = time.time()
+
+    def tell(name):
+        place, passed = names.index(name), time.time() - started
+        done, left = (sum(expected[n] for n in part) for part in (names[:place], names[place:]))
+        left = left * passed / done if done else left if last else None
+        about = "" if left is None else f", about {tqdm.format_interval(left)} left"
+        told = f"[{place + 1}/{len(names)}] {name}: {tqdm.format_interval(passed)} passed{about}"
+        print(told, file=sys.stderr, flush=True)
+
+    return tell
 
 
 def remove_left_behind(parent):
@@ -182,22 +244,24 @@ def read_parameters(options, notebooks):
     given = {"PROFILE": options.profile, "JOBS": options.jobs}
     for setting in options.set:
         name, equals, value = setting.partition("=")
-        if not equals:
-            raise BuildError(f"Expected --set NAME=VALUE. Received: {setting!r}", 2)
+        if not equals or name in ("PROFILE", "JOBS"):
+            raise BuildError(
+                f"Expected --set NAME=VALUE, and --profile and --jobs for these two. Received: {setting!r}", 2
+            )
         try:
             given[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             given[name] = value
     known = {notebook: papermill.inspect_notebook(str(notebook)) for notebook in notebooks}
-    names = sorted({name for parameters in known.values() for name in parameters})
-    for name, value in given.items():
-        if name not in names and name not in ("PROFILE", "JOBS"):
-            raise BuildError(f"Expected a parameter among {', '.join(names)}. Received: {name}={value!r}", 2)
-        for parameters in known.values():
-            default = ast.literal_eval(parameters[name]["default"]) if name in parameters else value
-            if type(default) is not type(value):
-                expected = type(default).__name__
-                raise BuildError(f"Expected {name} of type {expected}. Received: {name}={value!r}", 2)
+    defaults = {"PROFILE": "", "JOBS": 0}
+    for parameters in known.values():
+        defaults |= {name: ast.literal_eval(parameter["default"]) for name, parameter in parameters.items()}
+    from study import check
+
+    try:
+        check.given(given, defaults)
+    except (TypeError, ValueError) as error:
+        raise BuildError(str(error), 2) from error
     return {n: {name: given[name] for name in given if name in known[n]} for n in notebooks}
 
 
@@ -213,15 +277,18 @@ def find_data(options, parameters):
 
 
 def execute(notebook, parameters, target):
-    """Run one notebook and make sure that it ran whole."""
+    """Run one notebook, but for what is there to explore by hand, and make sure that it ran whole."""
     target.parent.mkdir(exist_ok=True)
+    source = nbformat.read(notebook, as_version=4)
+    numbered = [(n, cell) for n, cell in enumerate(source.cells, start=1) if not has_tag(cell, {"explore"})]
+    source.cells = [cell for _, cell in numbered]
+    nbformat.write(source, target)
     failure = None
     try:
         papermill.execute_notebook(
-            str(notebook),
+            str(target),
             str(target),
             parameters=parameters,
-            cwd=str(notebook.parent),
             progress_bar=False,
             stderr_file=sys.stderr,
             extra_arguments=["--log-level=40"],
@@ -230,12 +297,10 @@ def execute(notebook, parameters, target):
         failure = f"{error.ename}: {error.evalue}"
     except RuntimeError as error:  # a kernel that died
         failure = str(error)
-    if not target.exists():
-        raise BuildError(f"{notebook.name}: {failure or 'nothing was run'}")
     executed = nbformat.read(target, as_version=4)
     # papermill calls a notebook a success in which a cell left by sys.exit, and never runs the cells after it.
-    own_cells = [c for c in executed.cells if not INSERTED_TAGS & set(c.metadata.get("tags", []))]
-    for number, cell in enumerate(own_cells, start=1):
+    own_cells = [cell for cell in executed.cells if not has_tag(cell, INSERTED_TAGS)]
+    for (number, _), cell in zip(numbered, own_cells, strict=True):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         errors = [o for o in cell.outputs if o.output_type == "error"]
@@ -253,8 +318,23 @@ def execute(notebook, parameters, target):
     for cell in own_cells:  # warnings and progress were shown, and name this machine's folders
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    del executed.metadata["papermill"]  # so do its paths
     nbformat.write(executed, target)
     return executed
+
+
+def has_tag(cell, tags):
+    """Whether a cell has one of these tags."""
+    return bool(tags & set(cell.metadata.get("tags", [])))
+
+
+def elsewhere(options, notebooks):
+    """The labels of the sections that this build leaves out."""
+    labels = set()
+    for path in set(options.notebooks.glob("*.ipynb")) - set(notebooks):
+        text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        labels |= {f"sec-{path.stem}", *re.findall(r'(?:\\label\{|\{#|")((?:fig|tbl|eq|sec)-[\w-]+)', text)}
+    return labels
 
 
 # --- collect --------------------------------------------------------------------------------------------------------
@@ -329,7 +409,7 @@ def _processor():
 # --- put together ---------------------------------------------------------------------------------------------------
 
 
-def compose(notebooks, executed, results, folder):
+def compose(notebooks, executed, results, folder, left_out):
     """One document of all: a panflute Doc whose figures, tables, equations and sections are numbered and linked."""
     (folder / "media").mkdir()
     parts = []
@@ -339,9 +419,10 @@ def compose(notebooks, executed, results, folder):
     parts.append(provenance_section(results["provenance"]))
     parts.append("# References {-}\n\n::: {#refs}\n:::\n")
     document = pf.convert_text(
-        "\n\n".join(parts), extra_args=["--columns=200"], standalone=True, pandoc_path=PANDOC
+        "\n\n".join(parts), extra_args=["--columns=9999"], standalone=True, pandoc_path=PANDOC
     )
-    number(document, [n.stem for n in notebooks])
+    number(document, left_out)
+    document.walk(keep_together)
     made = results["provenance"]
     document.metadata["built"] = (
         f"{made['date'][:10]}, profile {made['profile']}, commit {made['commit'][:7]}"
@@ -375,7 +456,7 @@ def front_matter(results, body):
         banners.append(
             "These results come from a **sample of the data** (5,000 training and 1,000 test images)."
         )
-    if results["provenance"]["profile"] == "smoke":
+    if results["provenance"]["profile"] in ("smoke", "quick"):
         banners.append(
             "These runs are **a few steps long**: they show that everything works, and are evidence of nothing."
         )
@@ -406,6 +487,7 @@ VERDICT_TABLES = {
     "V2": "claims of the literature",
     "V3": "the methods, measured",
     "V4": "mechanisms of drift",
+    "V5": "numbers of the study of 2019",
 }
 
 
@@ -435,7 +517,7 @@ def cells(path, notebook, media):
     """A notebook's cells as pandoc's Markdown; below its heading what it comes to."""
     heading = rf"# \1 {{#sec-{path.stem}}}\n\n" + _lead(notebook).replace("\\", r"\\")
     for cell in notebook.cells:
-        if HIDDEN_TAGS & set(cell.metadata.get("tags", [])):
+        if has_tag(cell, HIDDEN_TAGS):
             continue
         if cell.cell_type == "markdown":
             yield re.sub(r"^# (.*)$", heading, cell.source, flags=re.M)
@@ -463,7 +545,7 @@ def _output(output, media):
         (media / name).write_text("".join(output.data["image/svg+xml"]))
         if "data" in record:
             (media / f"{record['label']}.csv").write_text(record["data"])
-        alt = record["alt"].replace("**", "").replace('"', "'")
+        alt = printed(record["alt"]).replace('"', "'")
         return f'![{record["caption"]}]({media / name}){{#{record["label"]} alt="{alt}"}}'
     if kind == "table":
         return _pipe_table(record)
@@ -481,22 +563,58 @@ def _fence(code, language):
 
 
 def _pipe_table(record):
-    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in [record["columns"], *record["rows"]]]
-    columns = list(zip(*rows, strict=True))
-    numeric = [all(re.fullmatch(r"[+\-−]?[\d.,e+\-]*", cell) for cell in column[1:]) for column in columns]
-    links = r"\]\(#[^)]*\)"  # of which no more is seen than a number
-    shown = [[re.sub(links, 9 * " ", cell) for cell in column] for column in columns]
-    widths = [max(6, min(60, max(map(len, column)))) for column in shown]
-    if sum(widths) > LINE:  # cells must wrap: each column keeps room for its longest word
-        least = [
-            max(4, max(len(word) for cell in column for word in cell.split() or [""]) + 2) for column in shown
-        ]
-        wanted = [max(0, width - word) for width, word in zip(widths, least, strict=True)]
-        spare = max(0, LINE - sum(least)) / (sum(wanted) or 1)
-        widths = [word + round(spare * more) for word, more in zip(least, wanted, strict=True)]
-    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
-    lines = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
+    """A table in Markdown; columns of numbers stand to the right, an empty cell holds a dash."""
+    rows = [
+        [re.sub(r"\^\{.*?\}", r"$\g<0>$", str(cell)).replace("|", "\\|") for cell in row]
+        for row in record["rows"]
+    ]
+    rows = [[NOTHING if cell in ("", "nan", "None") else cell for cell in row] for row in rows]
+    numeric = [all(map(_is_numeric, column)) for column in zip(*rows, strict=True)]
+    rule = ["---:" if right else "---" for right in numeric]
+    heads = [str(name).replace("|", "\\|") for name in record["columns"]]
+    lines = ["| " + " | ".join(row) + " |" for row in [heads, rule, *rows]]
     return "\n".join(lines) + f"\n\n: {record['caption']} {{#{record['label']}}}"
+
+
+NOTHING = "—"
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+FROM_SUPERSCRIPT = {raised: plain for plain, raised in SUPERSCRIPT.items()}
+NUMBER = r"([+−-]?(?:[\d,]*\.?\d+(?:e[+-]\d+|\s×\s10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?|inf))"
+INTERVAL = rf"{NUMBER}\s\({NUMBER}\sto\s{NUMBER}\)"
+
+
+def _is_numeric(cell):
+    return cell == NOTHING or bool(re.fullmatch(f"{NUMBER}|{INTERVAL}", cell))
+
+
+def printed(text):
+    """Numbers as they are printed: with a minus, a power of ten in full, and no line break inside or before a %."""
+
+    def power(match):
+        sign, mantissa, exponent = match.groups()
+        if not float(mantissa):
+            return "0"
+        return f"{sign}{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+
+    text = re.sub(r"(?<![\w.])([+−-]?)(\d(?:\.\d+)?)e([+-]\d+)\b", power, text)
+    text = re.sub(r"(?<![^\s(])-(?=[\d.])", "−", text)
+    digit, signed = "[\\d⁰¹²³⁴⁵⁶⁷⁸⁹]", r"[+−]?\d"
+    inside = rf"(?<={digit}) (?=%|× 10|to {signed}|\({signed}\S*( × \S+)? to )|(?<=%) (?=\({signed}\S* to )"
+    return re.sub(rf"{inside}|(?<=×) (?=10)|(?<={digit} to) (?={signed})", "\u00a0", text)
+
+
+def keep_together(element, doc):
+    """The words of an element, its numbers as they are printed."""
+    words = (pf.Str, pf.Space, pf.SoftBreak)
+    if not any(isinstance(part, words) for part in getattr(element, "content", [])):
+        return
+    made = []
+    for plain, run in itertools.groupby(element.content, lambda part: isinstance(part, words)):
+        if plain:
+            text = printed("".join(part.text if isinstance(part, pf.Str) else " " for part in run))
+            run = [part for word in text.split(" ") for part in (pf.Space(), pf.Str(word))][1:]
+        made += [part for part in run if not (isinstance(part, pf.Str) and not part.text)]
+    element.content = made
 
 
 def provenance_section(provenance):
@@ -518,8 +636,9 @@ def provenance_section(provenance):
     return f"# Where this comes from {{#sec-provenance}}\n\n{text}\n\n{table}"
 
 
-def number(document, stems):
-    """Number sections, figures, tables and equations, and turn references to them into links."""
+def number(document, left_out):
+    """Number sections, figures, tables and equations, and turn references to them into links; what has a label that is
+    left out of this build is named."""
     counts, labels = {"Section": 0, "Figure": 0, "Table": 0, "Equation": 0}, {}
 
     def count(kind, identifier):
@@ -559,8 +678,8 @@ def number(document, stems):
         if not notebook and not re.match(r"#(fig|tbl|eq|sec)-", element.url):
             return None
         if target not in labels:
-            if notebook and notebook[1] not in stems and len(stems) < 4:
-                return list(element.content)  # a section that this build leaves out
+            if target in left_out:
+                return [*element.content, pf.Space(), pf.Code(target)]
             raise BuildError(f"A reference to something that is not there: {element.url}")
         kind, place = labels[target]
         told = f"{kind}\u00a0({place})" if kind == "Equation" else f"{kind}\u00a0{place}"
@@ -627,7 +746,7 @@ def write_html(document, folder):
 
 
 SHORT = 20  # lines of source that need no folding
-LONG = 8  # rows of verdicts above which a table is folded
+LONG = 8  # rows of exact verdicts above which a table is folded
 
 
 def _folded(summary, blocks, attributes=""):
@@ -652,26 +771,56 @@ def _download(element, text):
     return [pf.Space(), pf.RawInline(f'<a {name} href="{address}">Data (CSV)</a>', format="html")]
 
 
-def _html_table(table):
-    """A table in a box of its own that scrolls, below its caption; long ones of verdicts are folded."""
+def _texts(table):
+    """What stands in a table, row by row."""
     rows = [*table.head.content, *(row for body in table.content for row in body.content)]
-    cells = [[pf.stringify(cell).strip() for cell in row.content] for row in rows]
+    return [[pf.stringify(cell).strip() for cell in row.content] for row in rows]
+
+
+def _csv(texts):
+    """A table as programs read it: plain numbers, and of a mean with its interval three columns."""
+
+    def plain(text):
+        if not re.fullmatch(NUMBER, text):
+            return "" if text == NOTHING else text.replace("\u00a0", " ")
+        text = text.replace("−", "-").replace(",", "").removeprefix("+")
+        return re.sub(r"\s×\s10(.+)", lambda power: "e" + power[1].translate(FROM_SUPERSCRIPT), text)
+
+    columns = []
+    for head, *cells in zip(*texts, strict=True):
+        found = [re.fullmatch(INTERVAL, cell) for cell in cells]
+        if any(found) and all(map(_is_numeric, cells)):
+            parts = [
+                match.groups() if match else (cell, "", "") for match, cell in zip(found, cells, strict=True)
+            ]
+            for name, column in zip(
+                (head, f"{head}, low", f"{head}, high"), zip(*parts, strict=True), strict=True
+            ):
+                columns.append([name, *map(plain, column)])
+        else:
+            columns.append([head, *map(plain, cells)])
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(cells)
-    ranked = "verdict" in cells[0] or any(align == "AlignRight" for align, _ in table.colspec)
-    if len(cells) > 4 and ranked:
+    csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
+    return text.getvalue()
+
+
+def _html_table(table):
+    """A table in a box of its own that scrolls, below its caption; long ones of exact verdicts are folded."""
+    texts = _texts(table)
+    ranked = "verdict" in texts[0] or any(align == "AlignRight" for align, _ in table.colspec)
+    if len(texts) > 4 and ranked:
         table.classes.append("sortable")
     caption = f"{table.identifier}-caption"
     start = f'<figure class="table" id="{table.identifier}"><figcaption id="{caption}">'
-    told = [*table.caption.content[0].content, *_download(table, text.getvalue())]
-    longest = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    told = [*table.caption.content[0].content, *_download(table, _csv(texts))]
+    longest = [max(map(len, column)) for column in zip(*texts, strict=True)]
     width = sum(min(length, 24) * 0.5 + 1.6 for length in longest)  # narrower, words would stand in columns
     table.attributes |= {"style": f"min-width: {min(width, 44):.0f}rem", "aria-labelledby": caption}
     table.identifier, table.caption = "", pf.Caption()
     box = f'<div class="scroll" tabindex="0" role="group" aria-labelledby="{caption}">'
     content = [pf.RawBlock(box, format="html"), table, pf.RawBlock("</div>", format="html")]
-    if "verdict" in cells[0] and len(cells) > LONG:
-        content = _folded(f"All {len(cells) - 1} rows", content)
+    if "tolerance" in texts[0] and len(texts) > LONG:
+        content = _folded(f"All {len(texts) - 1} rows", content)
     head = [pf.RawBlock(start, format="html"), pf.Plain(*told), pf.RawBlock("</figcaption>", format="html")]
     return [*head, *content, pf.RawBlock("</figure>", format="html")]
 
@@ -702,14 +851,20 @@ def write_pdf(document, folder):
         if isinstance(element, pf.Div) and "code-cell" in element.classes:
             return []
         if isinstance(element, pf.Div) and {"lead", "banner"} & set(element.classes):
-            start = pf.RawBlock(f"#{element.classes[0]}[", format="typst")
-            return [start, *element.content, pf.RawBlock("]", format="typst")]
-        if isinstance(element, pf.Figure):  # it floats to the top or the foot of a page
-            start = pf.RawBlock("#[#set figure(placement: auto)", format="typst")
-            return [start, element, pf.RawBlock("]", format="typst")]
-        if isinstance(element, pf.Table) and sum(len(body.content) for body in element.content) <= WHOLE:
-            start = pf.RawBlock("#[#show figure: set block(breakable: false)", format="typst")
-            return [start, element, pf.RawBlock("]", format="typst")]
+            return _in_typst(f"#{element.classes[0]}[", *element.content)
+        if isinstance(element, pf.CodeBlock):
+            element.text = "\n".join(map(_wrapped, element.text.split("\n")))
+        if isinstance(element, pf.Figure):
+            return _in_typst(_turn(element), element)
+        if isinstance(element, pf.Table):
+            texts = _texts(element)
+            _break_heads(element, texts)
+            whole = (
+                _turn(element)
+                if sum(1 + len("".join(row)) // LINE for row in texts) <= WHOLE
+                else "#[#show figure: set block(breakable: true)\n"
+            )
+            return _in_typst(f"{whole}#show table: set text({_table_size(texts):.1f}pt)", element)
         if isinstance(element, pf.Image):
             alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
             drawn = pathlib.Path(element.url)
@@ -728,20 +883,80 @@ def write_pdf(document, folder):
     source.write_text(
         _pandoc(_json(document, adapt), "--to=typst", "--wrap=none", f"--template={HERE / 'template.typ'}")
     )
+    typeset = {"root": str(folder), "font_paths": [HERE], "ignore_system_fonts": True}
     try:
-        typst.compile(
-            str(source),
-            output=str(folder / "report.pdf"),
-            root=str(folder),
-            ignore_system_fonts=True,
-            pdf_standards=["ua-1"],
-        )
+        typeset["sys_inputs"] = {"later": _later(source, typeset)}
+        typst.compile(str(source), output=str(folder / "report.pdf"), pdf_standards=["ua-1"], **typeset)
     except typst.TypstError as error:
         raise BuildError(f"Typst: {error}") from error
 
 
 FULL_WIDTH = 16.4 / 2.54 * 72  # points of the text's width in template.typ: figures are not scaled
-WHOLE = 14  # rows of a table that stays on one page; longer ones break
+WHOLE = 16  # lines of a table that stays on one page; longer ones break
+LINE = 108  # characters of a table in a line, at full size
+CODE = 100  # characters of code in a line
+GAP = 90  # points at the foot of a page that may stay empty
+
+
+def _in_typst(start, *blocks):
+    return [pf.RawBlock(start, format="typst"), *blocks, pf.RawBlock("]", format="typst")]
+
+
+def _turn(element):
+    """The start of a figure or a table that stays whole."""
+    before = element.prev
+    while isinstance(before, pf.Div) and "code-cell" in before.classes:  # not shown
+        before = before.prev
+    start = f'#[#set figure(placement: placement("{element.identifier}"))\n'
+    if isinstance(before, pf.Header) or not element.identifier:  # a heading stays with what follows it
+        return start
+    return f'#turn("{element.identifier}")\n{start}'
+
+
+def _later(source, typeset):
+    """The figures that go to the top of the next page, the text going on before them.
+
+    A figure stands where the text speaks of it, or on the next page where it does not fit. Where that leaves a gap,
+    what follows goes on before it; but for figures of two sections at most, lest headings pile up.
+    """
+    later = []
+    while True:
+        inputs = {"later": " ".join(later)}
+        figures = json.loads(typst.query(str(source), "<turn>", field="value", sys_inputs=inputs, **typeset))
+        for figure in figures:
+            pages = figure["stands"] - figure["page"]  # a page between two has no room for it either
+            gap = pages > 1 or (pages == 1 and figure["room"] > GAP)
+            waiting = [f for f in figures if f["name"] in later and f["page"] == figure["page"]]
+            if gap and figure["name"] not in later and len({f["section"] for f in [*waiting, figure]}) <= 2:
+                later.append(figure["name"])
+                break
+        else:
+            return inputs["later"]
+
+
+def _wrapped(line):
+    """A line of code as wide as the page; what does not fit is set in below."""
+    inset = (len(line) - len(line.lstrip()) + 8) * " "
+    parts = textwrap.wrap(line, CODE, subsequent_indent=inset, break_on_hyphens=False)
+    return "\n".join(parts) if len(line) > CODE else line
+
+
+def _break_heads(table, texts):
+    """Let no head of a column be wider than it must."""
+    for cell, column in zip(table.head.content[0].content, zip(*texts, strict=True), strict=True):
+        width = max(map(len, [*column[0].split(), *column[1:]]), default=1)
+        lines = textwrap.wrap(column[0], max(1, width), break_long_words=False)
+        if len(lines) > 1:
+            words = [part for line in lines for part in (pf.LineBreak(), pf.Str(line))][1:]
+            cell.content = [pf.Plain(*words)]
+
+
+def _table_size(texts):
+    """The size of a table's type, at which its longest words fit into the line."""
+    words = [
+        [len(word) for text in column for word in text.split(" ")] for column in zip(*texts, strict=True)
+    ]
+    return 9 * min(1, LINE / sum(max(lengths) + 3 for lengths in words))
 
 
 def _typst_formulas(document):
@@ -753,7 +968,8 @@ def _typst_formulas(document):
     converted = _pandoc(
         _json(pf.Doc(*blocks, api_version=document.api_version)), "--to=typst", "--wrap=none", bare=True
     )
-    return dict(zip(keys, re.split(r"\n\n+", converted.strip()), strict=True))
+    converted = re.sub(r"\\\| (.+?) \\\|", r"lr(|\1|)", converted)  # a bar alone would keep its distance
+    return dict(zip(keys, re.split(r"\n\n+", converted.strip()), strict=True)) if keys else {}
 
 
 def _json(document, adapt=None):

@@ -9,18 +9,21 @@ const narrow = matchMedia("(max-width: 66rem)");
 const fit = () => { fold.open = !narrow.matches; };
 narrow.addEventListener("change", fit);
 fit();
+const close = () => { if (narrow.matches) fold.open = false; };
+addEventListener("pointerdown", (event) => { if (!nav.contains(event.target)) close(); });
 const entries = all("a", nav).map((link) => [link, document.getElementById(link.hash.slice(1))]);
-function mark() {
-  const passed = entries.filter(([, section]) => section.getBoundingClientRect().top < innerHeight / 4);
-  const [link] = passed.at(-1) ?? entries[0] ?? [];
-  if (!link || link.ariaCurrent) return;
+function mark() { // the section whose heading is the last to have come to the top, where its entry leads
+  const passed = entries.filter(([, section]) => section.getBoundingClientRect().top < 100);
+  const [link] = passed.at(-1) ?? [];
+  if (link?.ariaCurrent) return;
   entries.forEach(([other]) => other.removeAttribute("aria-current"));
+  document.getElementById("here").textContent = link?.textContent ?? "";
+  if (!link) return;
   link.ariaCurrent = "true";
-  document.getElementById("here").textContent = passed.length ? link.textContent : "";
   if (!nav.contains(document.activeElement)) nav.scrollTop = link.offsetTop - nav.clientHeight / 2;
 }
 addEventListener("scroll", () => requestAnimationFrame(mark), { passive: true });
-nav.addEventListener("click", (event) => { if (event.target.closest("a")) fit(); });
+nav.addEventListener("click", (event) => { if (event.target.closest("a")) close(); });
 mark();
 
 // One switch for all code; what is folded is opened for the printer, but for the code of the steps.
@@ -38,16 +41,23 @@ addEventListener("beforeprint", () => {
 });
 addEventListener("afterprint", () => closed.forEach((details) => { details.open = false; }));
 
-// A box that scrolls can be reached by keyboard; one that does not is no stop.
-const boxes = new ResizeObserver((changes) => changes.forEach(({ target }) => {
-  target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1;
-}));
-all(".scroll, div.sourceCode, .equation").forEach((box) => boxes.observe(box));
+// A box that scrolls can be reached by keyboard, and fades where it goes on; one that does not is no stop.
+function cue(box) {
+  const hidden = box.scrollWidth - box.clientWidth;
+  box.tabIndex = hidden > 0 ? 0 : -1;
+  box.classList.toggle("goes-on-left", box.scrollLeft > 1);
+  box.classList.toggle("goes-on-right", hidden - box.scrollLeft > 1);
+}
+const boxes = new ResizeObserver((changes) => changes.forEach(({ target }) => cue(target)));
+for (const box of all(".scroll, div.sourceCode, .equation")) {
+  boxes.observe(box);
+  box.addEventListener("scroll", () => cue(box), { passive: true });
+}
 
-// Tables sort by a column, numbers by their size, and back.
+// Tables sort by a column, numbers by their size, and back; what is no number, or nothing, comes last both ways.
 function size(text) {
   const found = text.replaceAll("−", "-").replace(/(\d),(?=\d{3})/g, "$1")
-    .match(/^[+<>~]?\s*(-?(?:inf|\d*\.?\d+(?:e[+-]?\d+)?))(?: × 10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?/);
+    .match(/^[+<>~]?\s*(-?(?:inf|\d*\.?\d+(?:e[+-]?\d+)?))(?:\s×\s10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?/);
   if (!found) return NaN;
   const power = (found[2] ?? "⁰").replace(/./g, (sign) => (sign === "⁻" ? "-" : "⁰¹²³⁴⁵⁶⁷⁸⁹".indexOf(sign)));
   return Number(found[1].replace("inf", "Infinity")) * 10 ** power;
@@ -60,11 +70,13 @@ for (const table of all("table.sortable")) {
     head.append(button);
     button.addEventListener("click", () => {
       const up = head.ariaSort !== "ascending", body = table.tBodies[0];
-      const text = (row) => row.cells[column].textContent.trim();
-      const rows = [...body.rows], numbers = rows.every((row) => !text(row) || !isNaN(size(text(row))));
+      const rows = [...body.rows].map((row) => [row.cells[column].textContent.trim(), row]);
+      const digits = rows.filter(([text]) => /\d/.test(text));
+      const numbers = digits.length && digits.every(([text]) => !isNaN(size(text)));
+      const last = (text) => (numbers ? isNaN(size(text)) : !text || text === "—");
       const order = (a, b) => (numbers ? (size(a) - size(b) || 0) : a.localeCompare(b, "en", { numeric: true }));
-      rows.sort((a, b) => (up ? 1 : -1) * order(text(a), text(b)));
-      body.append(...rows);
+      rows.sort(([a], [b]) => last(a) - last(b) || (last(a) ? 0 : (up ? 1 : -1) * order(a, b)));
+      body.append(...rows.map(([, row]) => row));
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.ariaSort = up ? "ascending" : "descending";
     });
@@ -94,8 +106,12 @@ function show(link) {
   preview.hidden = false;
   link.setAttribute("aria-describedby", "preview");
   shown = link;
-  const place = link.getBoundingClientRect(), height = preview.offsetHeight;
-  const above = place.bottom + height + 16 > innerHeight && place.top > height + 16;
+  preview.style.maxHeight = "";
+  const place = link.getBoundingClientRect(), bar = narrow.matches ? nav.offsetHeight : 0;
+  const over = place.top - bar - 12, under = innerHeight - place.bottom - 12;
+  const above = preview.offsetHeight > under && over > under;
+  preview.style.maxHeight = `min(24rem, ${above ? over : under}px)`;
+  const height = preview.offsetHeight;
   preview.style.top = `${scrollY + (above ? place.top - height - 6 : place.bottom + 6)}px`;
   preview.style.left = `${Math.max(16, Math.min(place.left, document.documentElement.clientWidth - preview.offsetWidth - 16))}px`;
 }
@@ -108,4 +124,9 @@ for (const link of all("main a[href^='#']:not([aria-hidden])")) {
 }
 preview.addEventListener("pointerenter", () => clearTimeout(timer));
 preview.addEventListener("pointerleave", () => later(hide, 250));
-addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  hide();
+  if (fold.contains(document.activeElement) && narrow.matches) fold.querySelector("summary").focus();
+  close();
+});

@@ -25,11 +25,26 @@ FOUND = (  # what is said in bold, and the sentences behind it
 
 def main():
     """Copy, and rewrite the README between its marks."""
+    refuse_unfit(json.loads((BUILT / "results.json").read_text())["provenance"])
     PUBLISHED.mkdir(exist_ok=True)
     for name in ("report.html", "report.pdf", "results.json"):
         shutil.copy(BUILT / name, PUBLISHED)
     (PUBLISHED / "front.svg").write_text(front(BUILT / "notebooks"))
     README.write_text(with_findings(README.read_text(), json.loads((PUBLISHED / "results.json").read_text())))
+
+
+def refuse_unfit(about):
+    """Only a whole report that may claim something is published."""
+    sections = {path.stem for path in (HERE.parent / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    if (
+        set(about["parameters"]) != sections
+        or about["profile"] in ("smoke", "quick")
+        or about["data"]["sample"]
+    ):
+        raise SystemExit(
+            "Expected a build of all sections on the full data, of the default or the thorough profile. Received: "
+            f"{', '.join(about['parameters'])}; {about['data']['source']}; profile {about['profile']}"
+        )
 
 
 def front(notebooks):

@@ -2,10 +2,17 @@
 
 import study  # isort: skip  # noqa: F401  # first: it fixes TensorFlow's threads
 
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
+from jupyter_core.utils import ensure_event_loop
 
+import build
 from study import data
 
 
@@ -19,6 +26,17 @@ def rng():
 def sample():
     """The embedded sample of Fashion-MNIST."""
     return data.load(sample=True)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium, installed where that is possible."""
+    if not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+            subprocess.run(["apt-get", "-q", *command], capture_output=True, timeout=300)
+    if not shutil.which("chromium"):
+        pytest.skip("Chromium is missing and could not be installed: apt-get install chromium")
+    return shutil.which("chromium")
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +54,30 @@ def keras_as_found():
     keras.config.set_floatx(floatx)
 
 
+@pytest.fixture(scope="session")
+def report(tmp_path_factory):
+    """The whole report in the smoke profile, with another seed than the default."""
+    output = tmp_path_factory.mktemp("report")
+    in_own_thread(build.main, ["--profile", "smoke", "--output", str(output), "--set", "SEED=7"])
+    return output
+
+
+def in_own_thread(function, *arguments):
+    """Call a function in another thread: a running browser holds the event loop of this one."""
+
+    def called():
+        try:
+            return function(*arguments)
+        finally:
+            ensure_event_loop().close()  # papermill leaves it open
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(called).result()
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests that look at the same built report run on the same worker, so that it is built once."""
     for item in items:
-        for fixture in {"report", "toy"} & set(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(fixture))
+        if shared := [fixture for fixture in ("report", "toy", "address") if fixture in item.fixturenames]:
+            item.add_marker(pytest.mark.xdist_group(shared[0]))

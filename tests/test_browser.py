@@ -1,14 +1,13 @@
 """The page in a browser: what a reader does with it, by mouse, by keyboard, on a phone and in the dark."""
 
 import csv
+import functools
 import io
-import os
-import shutil
-import subprocess
 
 import pytest
 import test_report
 from axe_playwright_python.sync_playwright import Axe
+from conftest import in_own_thread
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -46,7 +45,7 @@ present.figure(figure, "fig-map", "A map.")
 methods = pd.DataFrame({
     "method": ["none", "BN", "LN", "WN", "GN"],
     "a measured quantity": ["+1.5", "−3", "2.0 × 10⁻³", "inf", "1,100"],
-    "another measured quantity": [1.0, 2.0, 3.0, 4.0, 5.0],
+    "another measured quantity": ["0.5", "", "0.25", "not reached", "1.0"],
     "one more measured quantity": [1.0, 2.0, 3.0, 4.0, 5.0],
     "what is to be said of it": ["a sentence of some length, of several words"] * 5,
 })
@@ -57,29 +56,19 @@ present.verdicts("V1", "tbl-verdicts", "Toy verdicts.")
 present.state("The level is high. The rest is long.", key="bn.answer")
 present.source(present.figure)
 """
+OPEN = "document.querySelectorAll('details').forEach(details => { details.open = true; })"
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 PHONE = {"width": 390, "height": 844}
-pytestmark = pytest.mark.xdist_group("browser")  # one worker, so that the page is built once
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """Debian's Chromium, installed where that is possible."""
-    if not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", "-q", *command], capture_output=True, timeout=300)
-    if not shutil.which("chromium"):
-        pytest.skip("Chromium is missing and could not be installed: apt-get install chromium")
-    return shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory, chromium):
-    return (test_report.make(tmp_path_factory.mktemp("page"), TEXT, SHOW) / "report.html").as_uri()
+    folder = in_own_thread(test_report.make, tmp_path_factory.mktemp("page"), TEXT, SHOW)
+    return (folder / "report.html").as_uri()
 
 
 @pytest.fixture(scope="module")
-def browser(chromium, address):  # the page is built first: a running browser holds this thread's event loop
+def browser(chromium):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
@@ -87,11 +76,11 @@ def browser(chromium, address):  # the page is built first: a running browser ho
 
 
 @pytest.fixture
-def open_page(browser, address):
-    """A function that opens the page and notes all that it asks for and all that it complains of."""
+def open_address(browser):
+    """A function that opens a page and notes all that it asks for and all that it complains of."""
     contexts = []
 
-    def opened(**options):
+    def opened(address, **options):
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.requested, page.complaints = [], []
@@ -106,6 +95,12 @@ def open_page(browser, address):
         context.close()
 
 
+@pytest.fixture
+def open_page(open_address, address):
+    """A function that opens the toy page."""
+    return functools.partial(open_address, address)
+
+
 def tab_to(page, selector, presses=80):
     """Go to an element as a reader without a mouse does."""
     for _ in range(presses):
@@ -117,10 +112,25 @@ def tab_to(page, selector, presses=80):
 
 @pytest.mark.parametrize(("scheme", "viewport"), [("light", {"width": 1280, "height": 900}), ("dark", PHONE)])
 def test_nothing_bars_a_reader(open_page, scheme, viewport):
-    page = open_page(color_scheme=scheme, viewport=viewport)
-    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    assert violations(open_page(color_scheme=scheme, viewport=viewport)) == []
+
+
+def violations(page):
+    """What axe finds with everything unfolded."""
+    page.evaluate(OPEN)
     found = Axe().run(page, options=RULES).response["violations"]
-    assert [(v["id"], [node["html"] for node in v["nodes"]]) for v in found] == []
+    return [(v["id"], [node["html"] for node in v["nodes"]]) for v in found]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_bars_a_reader_of_the_whole_report(report, open_address, scheme):
+    address = (report / "report.html").as_uri()
+    page = open_address(address, color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    assert violations(page) == []
+    page.set_viewport_size({"width": 320, "height": 640})
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    assert [url for url in page.requested if not url.startswith("data:")] == [address]
+    assert page.complaints == []
 
 
 def test_the_page_asks_for_nothing_and_complains_of_nothing(open_page, address):
@@ -137,12 +147,49 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(open_page, address):
 
 def test_a_phone_scrolls_wide_things_in_their_own_boxes(open_page):
     page = open_page(viewport=PHONE)
-    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    page.evaluate(OPEN)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.wait_for_function("document.querySelector('.equation').tabIndex === 0")
     for box in (".scroll:has(table)", ".sourceCode", ".equation"):
         assert page.evaluate(f"(b => b.scrollWidth > b.clientWidth)(document.querySelector('{box}'))")
         tab_to(page, box)
+        page.wait_for_selector(f"{box}.goes-on-right:not(.goes-on-left)")  # it fades where it goes on
+        page.evaluate(f"document.querySelector('{box}').scrollLeft = 9999")
+        page.wait_for_selector(f"{box}.goes-on-left:not(.goes-on-right)")
+
+
+def test_on_a_phone_the_contents_close_by_escape_and_by_a_tap_outside(open_page):
+    page = open_page(viewport=PHONE, has_touch=True)
+    for close in (lambda: page.keyboard.press("Escape"), lambda: page.touchscreen.tap(200, 800)):
+        page.click("nav summary")
+        assert page.is_visible("nav a >> nth=0")
+        close()
+        assert not page.is_visible("nav a >> nth=0")
+    page.click("nav summary")
+    page.click("nav a[href='#second']")
+    assert not page.is_visible("nav a >> nth=0")
+    page.wait_for_function("document.getElementById('here').textContent.includes('Second')")
+
+
+def test_a_preview_stays_in_the_window(open_page):
+    page = open_page(viewport={"width": 390, "height": 330})
+    for target in ("fig-toy", "tbl-toy"):
+        page.evaluate(
+            f"document.querySelector('main a[href=\"#{target}\"]').scrollIntoView({{block: 'center'}})"
+        )
+        page.keyboard.press("Tab")
+        page.evaluate(f"document.querySelector('main a[href=\"#{target}\"]').focus()")
+        box = page.locator("#preview:visible").bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 330
+
+
+def test_print_keeps_figures_and_short_tables_whole(open_page):
+    page = open_page()
+    page.emulate_media(media="print")
+    for label, rule in {"fig-toy": "avoid", "tbl-toy": "avoid", "tbl-verdicts": "auto"}.items():
+        assert page.evaluate(f"getComputedStyle(document.getElementById('{label}')).breakInside") == rule
+    assert page.locator("#fig-toy img").bounding_box()["height"] < 280  # two on a page, and their text
+    assert not page.is_visible("nav")
 
 
 def test_one_switch_opens_and_closes_all_code_by_keyboard(open_page):
@@ -182,6 +229,9 @@ def test_a_table_sorts_by_size_and_back(open_page):
     assert page.get_attribute("#tbl-toy th:nth-child(2)", "aria-sort") == "ascending"
     page.keyboard.press("Enter")
     assert page.eval_on_selector_all("#tbl-toy tbody tr", column) == ["WN", "GN", "none", "LN", "BN"]
+    for _ in range(2):  # what is no number comes last, both ways
+        page.click("#tbl-toy th:nth-child(3) button")
+        assert set(page.eval_on_selector_all("#tbl-toy tbody tr", column)[3:]) == {"BN", "WN"}
     page.click("#tbl-toy th:nth-child(1) button")
     assert page.eval_on_selector_all("#tbl-toy tbody tr", column) == ["BN", "GN", "LN", "none", "WN"]
     assert page.get_attribute("#tbl-toy th:nth-child(2)", "aria-sort") is None
@@ -204,14 +254,15 @@ def test_figures_and_tables_give_their_data(open_page):
         ["none", "2", "1.25"],
     ]
     assert rows("fig-map")[:3] == [["x", "y", "value"], ["BN", "scale", "0"], ["LN", "scale", "1"]]
-    assert rows("tbl-toy")[2][:2] == ["BN", "−3"]
+    assert rows("tbl-toy")[2][:3] == ["BN", "-3", ""]
     assert len(rows("tbl-verdicts")) == 13
 
 
 def test_the_contents_mark_where_one_is(open_page):
     page = open_page(viewport={"width": 1280, "height": 500})
-    for target in ("second", "sec-provenance", "first"):
-        page.evaluate(f"document.getElementById('{target}').scrollIntoView()")
+    assert page.locator("#TOC a[aria-current]").count() == 0  # above all sections
+    for target in ("second", "sec-provenance", "references", "first", "sec-01_toy"):
+        page.click(f"#TOC a[href='#{target}']")
         page.wait_for_selector(f"#TOC a[aria-current][href='#{target}']")
         assert page.locator("#TOC a[aria-current]").count() == 1
         assert page.evaluate("document.getElementById('TOC').getBoundingClientRect().top") == 0

@@ -87,6 +87,22 @@ def test_vectorized_map_of_batch_normalization_in_inference(rng):
     assert_close(tf.vectorized_map(layer, batches), tf.stack([layer(x) for x in batches]), 1e-12)
 
 
+def test_ever_new_lengths_are_not_compiled_for_ever(rng):
+    """Each shape costs a compilation: more than the layer itself, if it is met once."""
+    layer = normlib.LayerNormalization()
+    normlib._shapes.clear()
+    for length in range(normlib.COMPILED_SHAPES + 3):
+        x = random(rng, (64, 64 + length, 16), "float32")
+        assert_close(layer(x), normlib.LayerNormalization(dtype="float64")(x), 1e-5)
+    assert max(map(len, normlib._shapes.values())) == normlib.COMPILED_SHAPES
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 16])])
+    def open_sizes(x):
+        return layer(x)
+
+    assert_close(open_sizes(x), layer(x), 1e-5)
+
+
 FIT = """
 import keras, numpy as np, normlib
 model = keras.Sequential([

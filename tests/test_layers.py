@@ -1,5 +1,7 @@
 """What a layer does beside its formula: modes, statistics, saving, errors, and the traps of other implementations."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -434,3 +436,154 @@ def test_a_mask_of_the_wrong_size_is_refused():
 def test_a_mask_of_the_wrong_rank_is_refused():
     with pytest.raises(ValueError, match=r"one dimension less.*Received: mask.shape=\(2,\)"):
         normlib.BatchNormalization()(tf.ones([2, 3, 4]), training=True, mask=tf.ones([2]))
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"]
+)
+def test_the_signature_is_kerass(name):
+    ours, theirs = (inspect.signature(getattr(module, name)) for module in (normlib, keras.layers))
+    shown = {n: p.default for n, p in ours.parameters.items()}
+    expected = {n: p.default for n, p in theirs.parameters.items()}
+    assert {n: shown[n] for n in expected} == expected
+    assert [n for n in shown if n in expected] == list(expected)
+    getattr(normlib, name)(*[v for n, v in expected.items() if n != "kwargs"])
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: normlib.RMSNormalization(scale=False), ValueError),
+        (lambda: normlib.MeanOnlyBatchNormalization(epsilon=1e-3), ValueError),
+        (lambda: normlib.InstanceNormalization(groups=2), ValueError),
+        (lambda: normlib.LayerNormalization(-1, axis=1), TypeError),
+        (lambda: normlib.RMSNormalization(-1, 1e-6, 1.0), TypeError),
+    ],
+)
+def test_arguments_that_a_layer_does_not_have_are_refused(call, error):
+    with pytest.raises(error, match=r"argument"):
+        call()
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_an_input_without_features_or_an_axis_given_twice_is_refused(make, arguments):
+    with pytest.raises(ValueError, match=r"rank 2 or more.*Received"):
+        make().build((4,))
+    assert make(**arguments).compute_output_shape((None, None, None, None)) == (None, None, None, None)
+
+
+def test_no_axis_is_refused():
+    with pytest.raises(ValueError, match=r"at least one axis. Received: axis=\[\]"):
+        normlib.LayerNormalization(axis=[]).build(SHAPE)
+    with pytest.raises(ValueError, match=r"other than the batch's. Received: axis=0"):
+        normlib.InstanceNormalization(axis=0).build(SHAPE)
+
+
+# --- nothing is averaged in of nothing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_an_empty_batch_of_unknown_size_changes_no_statistics(masked, synchronized, rng):
+    layer = build(normlib.BatchNormalization, {"synchronized": synchronized}, (4, 5, 3), "float32", rng)
+    before = layer.get_weights()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 5, 3])])
+    def train(x):
+        return layer(x, training=True, mask=tf.ones(tf.shape(x)[:2], "bool") if masked else None)
+
+    assert train(tf.zeros([0, 5, 3])).shape == (0, 5, 3)
+    for a, b in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.isfinite(train(tf.ones([2, 5, 3]))).all()
+    assert np.max(np.abs(layer.moving_mean - before[2])) > 0
+
+
+def test_a_batch_that_is_masked_throughout_changes_no_statistics_and_stays_finite(rng):
+    layer = build(normlib.BatchNormalization, {}, (4, 5, 3), "float32", rng)
+    before, x = layer.get_weights(), random(rng, (4, 5, 3), "float32")
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True, mask=tf.zeros([4, 5]))
+    assert np.isfinite(y).all() and np.isfinite(tape.gradient(y, x)).all()
+    for a, b in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("values", [(2.0, -1.0), (0.5, 3.0)])
+def test_a_mask_is_yes_or_no_whatever_its_numbers(values, rng):
+    x = random(rng, (4, 5, 3), "float32")
+    yes = rng.random((4, 5)) > 0.4
+    numbers = np.where(yes, rng.choice(values, (4, 5)), 0.0).astype("float32")
+    layers = [normlib.BatchNormalization(momentum=0.0) for _ in range(2)]
+    outputs = [layer(x, training=True, mask=m) for layer, m in zip(layers, (yes, numbers), strict=True)]
+    np.testing.assert_array_equal(*outputs)
+    np.testing.assert_array_equal(layers[0].moving_variance, layers[1].moving_variance)
+
+
+def test_moving_statistics_that_overflow_float16_are_not_averaged_in(rng):
+    layer = normlib.BatchNormalization(momentum=0.5, dtype="float16")
+    layer(tf.constant(rng.uniform(-6e4, 6e4, (64, 3)), "float16"), training=True)
+    assert np.isfinite(layer.moving_variance).all()
+
+
+# --- weight normalization: all that the wrapped layer does ----------------------------------------------------------
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = normlib.WeightNormalization(keras.layers.Dense(4))
+
+    def call(self, x):
+        return self.first(x)
+
+
+@pytest.mark.parametrize("how", ["eager", "graph", "fit"])
+def test_weight_normalization_in_a_subclassed_model(how, rng):
+    x, model = random(rng, (8, 5), "float32"), Subclassed()
+    if how == "fit":
+        model.compile("sgd", "mse")
+        model.fit(x, tf.zeros([8, 4]), verbose=0)
+    else:
+        (tf.function(model) if how == "graph" else model)(x)
+        kernel = model.first.layer.kernel.numpy()
+        assert_close(model.first.g, np.linalg.norm(kernel, axis=0), 1e-6)
+
+
+def test_weight_normalization_keeps_losses_state_dtype_and_mask(rng):
+    dense = keras.layers.Dense(4, activity_regularizer="l2", kernel_regularizer="l2")
+    wrapped = normlib.WeightNormalization(dense)
+    wrapped(random(rng, (3, 5), "float32"))
+    assert len(wrapped.losses) == 2
+
+    half = normlib.WeightNormalization(keras.layers.Dense(4, dtype="mixed_float16"))
+    assert half(tf.ones([3, 5])).dtype == "float16"
+    half.layer.kernel.assign(1e-9 * half.layer.kernel)
+    assert np.max(np.abs(half(tf.ones([3, 5])))) > 0  # directions keep their precision
+
+    embedded = keras.layers.Embedding(7, 5, mask_zero=True)(tf.constant([[1, 2, 0]]))
+    assert normlib.WeightNormalization(keras.layers.Dense(4))(embedded)._keras_mask is not None
+
+    class Counting(keras.layers.Dense):
+        def build(self, shape):
+            super().build(shape)
+            self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x, training=False):
+            if training:
+                self.calls.assign_add(1.0)
+            return super().call(x)
+
+    counting = normlib.WeightNormalization(Counting(4))
+    counting(tf.ones([3, 5]), training=True)
+    counting(tf.ones([3, 5]))
+    assert float(counting.layer.calls) == 1.0
+
+
+def test_what_is_not_built_cannot_be_removed():
+    with pytest.raises(ValueError, match=r"that is built. Received"):
+        normlib.WeightNormalization(keras.layers.Dense(4)).remove()

@@ -227,15 +227,29 @@ def test_notebooks_are_stored_without_outputs(notebook):
 def test_notebooks_have_parameters_that_run_as_they_are(notebook):
     (cell,) = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
     parameters = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
-    expected = {"PROFILE": "default", "DATASET": "fashion_mnist", "SEED": 2612, "JOBS": 0}
+    expected = {"PROFILE": "quick", "DATASET": "fashion_mnist", "SEED": 2612, "JOBS": 0}
     assert expected.items() <= parameters.items()
     examines_a_layer = any("equivalence.paired_training" in cell.source for cell in code(notebook))
     assert ({"CANDIDATE", "REFERENCE"} <= set(parameters)) == examines_a_layer
     assert all(name.isupper() for name in parameters)
 
 
+def test_notebooks_check_their_parameters_and_end_with_an_exploration(notebook):
+    parameters, checked = (
+        next(place for place, cell in enumerate(notebook.cells) if words in cell.source)
+        for words in ("PROFILE = ", "check.parameters(globals()")
+    )
+    assert checked == parameters + 1
+    names = [node.targets[0].id for node in ast.parse(notebook.cells[parameters].source).body]
+    assert re.findall(r'"(\w+)"', notebook.cells[checked].source) == names[4:]
+    tagged = [cell for cell in notebook.cells if "explore" in cell.metadata.get("tags", [])]
+    assert tagged == notebook.cells[-2:]
+    assert "explore.panel(base, " in tagged[-1].source
+
+
 def test_notebooks_have_the_five_headings(notebook):
-    found = re.findall(r"^## (.*)$", "\n".join(prose(notebook)), flags=re.M)
+    *found, last = re.findall(r"^## (.*)$", "\n".join(prose(notebook)), flags=re.M)
+    assert last == "Explore"
     if (
         "# Exact facts and mechanisms\n" in prose(notebook)[0]
     ):  # many small experiments, each under its own heading

@@ -1,6 +1,8 @@
 """The report: built whole from notebooks, or not at all and with the reason named."""
 
 import base64
+import csv
+import io
 import json
 import pathlib
 import re
@@ -8,20 +10,24 @@ import re
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import panflute as pf
 import pypdf
 import pytest
 
 import build
-from study import present
+import publish
+from study import present, training
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 TEXT = r"""# A toy section
 
-A sentence [@ioffe2015] with $\gamma$, and [Equation](#eq-toy), [Figure](#fig-toy), [Table](#tbl-toy).
+A sentence [@ioffe2015] with $|v|$, 95 % of it (0.5 to 1.5 × 10⁻¹⁴), `1 % 2`, and
+[Equation](#eq-toy), [Figure](#fig-toy), [Table](#tbl-toy).
 
 $$ y = \gamma \hat x + \beta . \label{eq-toy} $$
 """
+WORDS = "# A toy section\n\nWords."
 SHOW = """
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -32,6 +38,12 @@ axes.plot([1, 2, 3], LEVEL * pd.Series([1, 2, 3]))
 present.number("toy.level", LEVEL, interval=(0, 1), unit="fraction", seeds=3)
 present.figure(figure, "fig-toy", "The line rises.", "How to read it.")
 present.table(pd.DataFrame({"a|b": ["x", "y"], "n": [1, 2]}), "tbl-toy", "Two rows.")
+numbers = {
+    "error": ["3.1e-06", "nan"],
+    "accuracy": ["0.859 (0.855 to 0.864)", "−1,100 (−1,200 to 2)"],
+    "source": ["@ba2016 [sec. 6]", "x^{3/2} of [@xu2019]"],
+}
+present.table(pd.DataFrame(numbers), "tbl-numbers", "Numbers.")
 present.verdict("V1", "toy", "nothing is wrong", float("inf"), 1.0, False)
 present.verdicts("V1", "tbl-toy-verdicts", "Toy verdicts.")
 present.state(f"The level is {LEVEL}.", key="bn.answer")
@@ -55,7 +67,9 @@ def notebook(folder, *cells, name="01_toy"):
 
 
 def make(tmp_path, *cells, arguments=()):
-    folder = notebook(tmp_path / "notebooks", *cells)
+    folder = tmp_path / "notebooks"
+    if cells:
+        notebook(folder, *cells)
     build.main(
         ["--profile", "smoke", "--notebooks", str(folder), "--output", str(tmp_path / "out"), *arguments]
     )
@@ -65,14 +79,6 @@ def make(tmp_path, *cells, arguments=()):
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     return make(tmp_path_factory.mktemp("toy"), TEXT, SHOW, arguments=["--set", "LEVEL=0.25"])
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """The whole report in the smoke profile, with another seed than the default."""
-    output = tmp_path_factory.mktemp("report")
-    build.main(["--profile", "smoke", "--output", str(output), "--set", "SEED=7"])
-    return output
 
 
 def network_requests(html):
@@ -113,7 +119,7 @@ def test_the_page_has_numbers_links_captions_and_alternative_texts(toy):
     for target in ("eq-toy", "fig-toy", "tbl-toy"):
         assert f'href="#{target}"' in html
         assert html.count(f'id="{target}"') == 1
-    assert re.search(r'<img[^>]*alt="[^"]*The line rises', html)
+    assert 'alt="Chart. 0.25 at 1\u00a0to\u00a00.75 at 3."' in html  # what the caption does not say
     assert "a|b" in html
     assert "sample of the data" in html
 
@@ -127,11 +133,16 @@ def test_the_pdf_has_pages_text_and_figures(toy):
     assert str(pdf.trailer["/Root"]["/Lang"]) == "en"
 
 
+def fonts_of(page):
+    return [font.get_object() for font in page["/Resources"]["/Font"].values()]
+
+
 def test_the_pdf_is_for_all_readers_and_brings_its_fonts(toy):
     pdf = pypdf.PdfReader(toy / "report.pdf")
     assert pdf.metadata.title == "Normalization layers, from scratch"
     assert pdf.metadata.author == "The normlib authors"
     assert b"<pdfuaid:part>1</pdfuaid:part>" in pdf.trailer["/Root"]["/Metadata"].get_data()
+    assert "LibertinusMath" in str([font["/BaseFont"] for page in pdf.pages for font in fonts_of(page)])
     fonts = {str(font): font for page in pdf.pages for font in page["/Resources"]["/Font"].values()}
     for font in fonts.values():
         described = font["/DescendantFonts"][0]["/FontDescriptor"]
@@ -158,6 +169,75 @@ def test_the_page_holds_the_data_of_its_figures_and_tables(toy):
     data = offered((toy / "report.html").read_text())
     assert data["fig-toy"] == "series,x,y\n,1,0.25\n,2,0.5\n,3,0.75\n"
     assert data["tbl-toy"] == "a|b,n\nx,1\ny,2\n"
+
+
+def test_numbers_are_printed_in_one_form_and_never_broken(toy):
+    html = (toy / "report.html").read_text()
+    table = re.search(r'<figure class="table" id="tbl-numbers">.*?</figure>', html, flags=re.S)[0]
+    cells = re.findall(r'<td( style="text-align: right;")?>(.*?)</td>', table, flags=re.S)
+    assert [(bool(right), text) for right, text in cells if "<" not in text] == [
+        (True, "3.1\u00a0×\u00a010⁻⁶"),
+        (True, "0.859\u00a0(0.855\u00a0to\u00a00.864)"),
+        (True, "—"),
+        (True, "−1,100\u00a0(−1,200\u00a0to\u00a02)"),
+    ]
+    assert "{3/2}" not in re.sub("<annotation.*?</annotation>", "", table)
+    assert "95\u00a0% of it (0.5\u00a0to\u00a01.5\u00a0×\u00a010⁻¹⁴)" in html
+    assert "1 % 2" in html  # code stays as it is
+
+
+def test_the_data_of_a_table_are_plain_numbers(toy):
+    rows = list(csv.reader(io.StringIO(offered((toy / "report.html").read_text())["tbl-numbers"])))
+    assert [row[:-1] for row in rows] == [
+        ["error", "accuracy", "accuracy, low", "accuracy, high"],
+        ["3.1e-6", "0.859", "0.855", "0.864"],
+        ["", "-1100", "-1200", "2"],
+    ]
+
+
+def test_cells_of_a_table_cite(toy):
+    html = (toy / "report.html").read_text()
+    pdf = "".join(page.extract_text() for page in pypdf.PdfReader(toy / "report.pdf").pages)
+    assert re.search(r'<td>[^/]*<a href="#ref-ba2016"', html)
+    for text in (html, pdf):
+        assert "Understanding and Improving Layer Normalization" in " ".join(text.split())
+    assert "2016, sec. 6" in re.sub(r"\s+", " ", pdf)
+
+
+def test_every_entry_of_the_bibliography_links_to_its_paper():
+    entries = (ROOT / "report" / "references.bib").read_text().split("\n@")
+    assert len(entries) > 20
+    for entry in entries:
+        assert re.search(r"(url = \{https://arxiv\.org/abs/\d{4}\.\d{5}|doi = \{10\.)", entry), entry
+
+
+def test_figures_of_the_pdf_follow_their_sentence_and_leave_no_gap(tmp_path, monkeypatch):
+    drawing = '<svg xmlns="http://www.w3.org/2000/svg" width="518pt" height="260pt"></svg>'
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "a.svg").write_text(drawing)
+    section = (
+        "## Part{0}\n\nWords. Words.\n\n![Caption{0}.]({1}/media/a.svg){{#fig-{0} alt='a'}}\n\n"
+        + 60 * "Words again. "
+    )
+    text = "---\ntitle: T\nlang: en\nauthor: A\n---\n\n# One\n\n" + "\n\n".join(
+        section.format(part, tmp_path) for part in range(9)
+    )
+    text += "\n\n# Two\n\nWords.\n\n| a |\n|---|\n| without a label |\n\n: A table."
+    document = pf.convert_text(text, standalone=True, pandoc_path=build.PANDOC)
+    build.number(document, [])
+
+    def pages():
+        build.write_pdf(document, tmp_path)
+        return [page.extract_text() for page in pypdf.PdfReader(tmp_path / "report.pdf").pages]
+
+    found = pages()
+    for part in range(9):
+        (named,) = (n for n, page in enumerate(found) if f"Part{part}" in page)
+        (drawn,) = (n for n, page in enumerate(found) if f"Caption{part}" in page)
+        assert named <= drawn <= named + 1
+    assert all("One" in page for page in found[2:-1])  # the running head
+    monkeypatch.setattr(build, "_later", lambda *_: "")
+    assert len(found) < len(pages())
 
 
 def test_results_hold_numbers_verdicts_and_provenance(toy):
@@ -284,7 +364,7 @@ def test_a_formula_that_cannot_be_converted_is_an_error(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("NOPE=1", "among LEVEL, NAME. Received: NOPE=1"),
+        ("NOPE=1", "among PROFILE, JOBS, LEVEL, NAME. Received: NOPE=1"),
         ("LEVEL=high", "type float. Received: LEVEL='high'"),
         ("LEVEL", "NAME=VALUE"),
     ],
@@ -297,6 +377,11 @@ def test_a_setting_is_parsed_never_evaluated(tmp_path, capsys):
     mark = tmp_path / "evaluated"
     fails(capsys, 2, tmp_path, TEXT, arguments=["--set", f"LEVEL=open({str(mark)!r}, 'w')"])
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["PROFILE", "JOBS"])
+def test_what_has_an_option_of_its_own_is_not_set(capsys, tmp_path, name):
+    assert f"--{name.lower()}" in fails(capsys, 2, tmp_path, TEXT, arguments=["--set", f"{name}=1"])
 
 
 def test_an_unknown_section_is_refused(capsys, tmp_path):
@@ -313,6 +398,112 @@ def test_damaged_data_have_their_own_exit_code(capsys, tmp_path, monkeypatch):
     assert stopped.value.code == 3
     assert "Remedies" in capsys.readouterr().err
     assert not output.exists()
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_help_says_all(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        build.parse(["--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert tuple(training.PROFILES) == build.PROFILES
+    for profile in training.PROFILES:
+        assert re.search(rf"^  {profile} +\d+ minutes, ", told, flags=re.M)
+    files = [*ROOT.glob("report/*.py"), *ROOT.glob("notebooks/study/*.py")]
+    source = "".join(path.read_text() for path in files)
+    for variable in set(re.findall(r'environ[^"]*"(NORMLIB_\w+)"', source)):
+        assert re.search(rf"^  {variable} ", told, flags=re.M), variable
+    for line in re.findall(r"^  python report/build.py (.*)$", told, flags=re.M):
+        assert build.parse(line.split())
+
+
+def test_exit_codes_are_the_same_in_help_and_readme():
+    told = re.findall(r"^  (\d+) +(.*)$", build.__doc__.partition("Exit codes:")[2], flags=re.M)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert len(told) == 6
+    assert ", ".join(f"{code} {meaning}" for code, meaning in told) in readme.replace(";", ",")
+
+
+def test_the_stages_and_the_time_left_are_told_in_lines(capsys, tmp_path):
+    make(tmp_path, WORDS)
+    told = capsys.readouterr().err
+    assert "[1/2] 01_toy: 00:00 passed\n[2/2] writing: " in told
+    assert re.search(r"writing: \d\d:\d\d passed, about \d\d:\d\d left\n", told)
+    make(tmp_path, WORDS)  # the last build tells from the start
+    assert re.search(r"01_toy: 00:00 passed, about \d\d:\d\d left\n", capsys.readouterr().err)
+
+
+def test_the_built_report_is_opened(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(build.webbrowser, "open", opened.append)
+    output = make(tmp_path, WORDS, arguments=["--open"])
+    assert opened == [(output / "report.html").as_uri()]
+    with pytest.raises(SystemExit):
+        make(tmp_path, "1 / 0", arguments=["--open"])
+    assert len(opened) == 1
+
+
+def test_what_is_there_to_explore_is_neither_run_nor_shown_nor_counted(capsys, tmp_path):
+    folder = notebook(tmp_path / "notebooks", WORDS, "1 / 0", "print('told')", "2 / 0")
+    path = folder / "01_toy.ipynb"
+    made = nbformat.read(path, as_version=4)
+    made.cells[2].metadata["tags"] = ["explore"]
+    nbformat.write(made, path)
+    assert "cell 5: ZeroDivisionError" in re.sub(r"\x1b\S*?m", "", fails(capsys, 1, tmp_path))
+    made.cells[4].metadata["tags"] = ["explore"]
+    nbformat.write(made, path)
+    page = (make(tmp_path) / "report.html").read_text()
+    assert "told" in page and "1 / 0" not in page
+
+
+# --- some sections alone --------------------------------------------------------------------------------------------
+
+
+def test_a_part_names_what_it_leaves_out_and_leaves_the_whole_alone(capsys, tmp_path):
+    folder = tmp_path / "notebooks"
+    notebook(folder, TEXT.replace("toy", "other"), SHOW.replace("toy", "other"), name="02_other")
+    refers = "[Equation](#eq-other), [Figure](#fig-other), [Section](02_other.ipynb), [Table](#tbl-missing)."
+    whole = make(tmp_path, TEXT, SHOW)
+    before = {f.name: f.read_bytes() for f in whole.iterdir() if f.is_file()}
+    told = fails(capsys, 1, tmp_path, f"# A toy\n\n{refers}", arguments=["--only", "01"])
+    assert "not there: #tbl-missing" in told
+    notebook(folder, f"# A toy\n\n{refers.replace(', [Table](#tbl-missing)', '')}")
+    part = make(tmp_path, arguments=["--only", "01"]) / "only-01"
+    page = (part / "report.html").read_text()
+    for words in (
+        "Equation <code>eq-other</code>",
+        "Figure <code>fig-other</code>",
+        "Section <code>sec-02_other</code>",
+    ):
+        assert words in page
+    assert (part / "report.pdf").exists()
+    assert {f.name: f.read_bytes() for f in whole.iterdir() if f.is_file()} == before
+
+
+@pytest.mark.parametrize("section", ["01", "02", "03", "04", "05"])
+def test_every_section_can_stand_alone(report, tmp_path, section):
+    options = build.parse(["--only", section])
+    [path] = build.find_notebooks(options)
+    executed = [nbformat.read(report / "notebooks" / path.name, as_version=4)]
+    results = build.collect(executed) | {
+        "provenance": json.loads((report / "results.json").read_text())["provenance"]
+    }
+    assert build.compose([path], executed, results, tmp_path, build.elsewhere(options, [path]))
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [{"profile": "smoke"}, {"profile": "quick"}, {"parameters": {"02_layer_normalization": {}}}, "sample"],
+)
+def test_only_a_whole_report_that_may_claim_something_is_published(unfit):
+    about = json.loads((ROOT / "report/published/results.json").read_text())["provenance"]
+    publish.refuse_unfit(about)
+    if unfit == "sample":
+        unfit = {"data": about["data"] | {"sample": True}}
+    with pytest.raises(SystemExit, match="Expected a build of all sections"):
+        publish.refuse_unfit(about | unfit)
 
 
 # --- the real report, in the smoke profile ---------------------------------------------------------------------------

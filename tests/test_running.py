@@ -149,6 +149,32 @@ def test_a_study_that_was_killed_goes_on_and_ends_the_same(moment, cache, tmp_pa
     assert ended == contents(tmp_path / "alone")
 
 
+@pytest.mark.slow
+def test_a_study_that_was_interrupted_goes_on_in_the_same_process(cache):
+    text = """
+        import signal, threading, time
+        cache = pathlib.Path(os.environ["NORMLIB_CACHE"])
+        def interrupt():
+            while not list(cache.glob("*.run")):
+                time.sleep(0.05)
+            os.killpg(0, signal.SIGINT)  # the workers too, as Ctrl-C and JupyterLab's button do
+        threading.Thread(target=interrupt, daemon=True).start()
+        many = [dataclasses.replace(run, steps=200, evaluate_every=50) for run in RUNS]
+        try:
+            running.run_all(many, jobs=2)
+        except KeyboardInterrupt:
+            kept = {path: path.read_bytes() for path in cache.glob("*.run")}
+        found = running.run_all(many, jobs=2)
+        assert all(path.read_bytes() == content for path, content in kept.items())  # not trained again
+        print(len(kept), len(found))
+    """
+    study = script(text)
+    printed, told = study.communicate(timeout=120)
+    assert study.returncode == 0, told
+    kept, found = map(int, printed.split())
+    assert 1 <= kept < found == len(RUNS)
+
+
 # --- what is shared ------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +229,28 @@ def test_no_more_workers_than_fit_into_memory(monkeypatch):
 
 def test_progress_is_told_in_lines(capfd, monkeypatch):
     running.run_all([SHORT], jobs=1)
-    assert "runs: 1 of 1 runs, 6 of 6 steps" in capfd.readouterr().err
+    assert "runs: 6 of 6 steps, 1 of 1 runs, 00:00 left" in capfd.readouterr().err
+
+
+def test_a_short_loop_shows_no_progress_and_a_long_one_its_time_left(capfd, monkeypatch):
+    assert list(running.progress(range(3), "short")) == [0, 1, 2]
+    assert capfd.readouterr().err == ""
+    list(running.progress(range(3), "long", delay=0, unit="step"))
+    assert capfd.readouterr().err.splitlines() == [
+        "long: 0 of 3 steps, ? left",
+        "long: 3 of 3 steps, 00:00 left",
+    ]
+    monkeypatch.delenv("NORMLIB_PROGRESS")
+    list(running.progress(range(3), "long", delay=0))
+    assert "3/3 [00:00<00:00" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_nothing_but_progress_is_told():
+    """TensorFlow is silent, here and in the workers."""
+    study = script("running.run_all(RUNS[:2], jobs=2)")
+    told = study.communicate(timeout=120)[1].splitlines()
+    assert told and all(line.startswith("runs: ") for line in told), told
 
 
 # --- a cluster -----------------------------------------------------------------------------------------------------

@@ -81,6 +81,104 @@ def test_recalibrated_statistics_are_the_exact_averages(trained):
     assert first.momentum == momentum
 
 
+def functional(function, size=5):
+    inputs = keras.Input((size,))
+    return keras.Model(inputs, function(inputs))
+
+
+def with_output_read(x):
+    shared = L.Dense(4)(x)
+    return [shared, normlib.BatchNormalization(name="kept")(shared)]
+
+
+@pytest.mark.parametrize(
+    ("function", "kept"),
+    [
+        (with_output_read, ["kept"]),
+        (lambda x: normlib.BatchNormalization(name="kept")(L.Dense(4)(x), training=True), ["kept"]),
+        (lambda x: keras.layers.BatchNormalization()(L.Dense(4)(x)), []),
+        (lambda x: functional(lambda z: normlib.BatchNormalization()(L.Dense(4)(z)))(x), []),
+        (lambda x: normlib.BatchNormalization(name="kept")(L.Dense(4, "relu")(x)), ["kept"]),
+        (lambda x: normlib.BatchNormalization(name="kept")(x), ["kept"]),
+    ],
+    ids=[
+        "an output of the model",
+        "always in training",
+        "Keras's layer",
+        "a nested model",
+        "activation",
+        "input",
+    ],
+)
+def test_what_is_folded_and_what_is_not(function, kept, rng):
+    model = functional(function)
+    for layer in model._flatten_layers():
+        if "BatchNormalization" in type(layer).__name__:
+            layer.set_weights([rng.uniform(0.5, 1.5, 4 if w.shape == (4,) else 5) for w in layer.weights])
+    x = random(rng, (6, 5), "float32")
+    folded = normlib.fold(model)
+    for a, b in zip(keras.tree.flatten(folded(x)), keras.tree.flatten(model(x)), strict=True):
+        assert_close(a, b, 1e-5)
+    found = [x.name for x in folded._flatten_layers() if "BatchNormalization" in type(x).__name__]
+    assert found == kept
+
+
+def test_a_sequential_model_that_grew_is_folded(rng):
+    model = keras.Sequential()
+    for layer in (keras.Input((5,)), L.Dense(4), normlib.BatchNormalization(), L.Dense(3)):
+        model.add(layer)
+    assert not any(isinstance(x, normlib.BatchNormalization) for x in normlib.fold(model).layers)
+
+
+def test_recalibration_counts_what_is_there_and_switches_nothing_else_on(rng):
+    inputs = keras.Input((3,))
+    norm = normlib.BatchNormalization()
+    shared = L.Add()([norm(L.Dropout(0.5)(inputs)), norm(inputs + 10.0)])
+    model = keras.Model(inputs, normlib.MeanOnlyBatchNormalization(name="centre")(shared))
+    x = rng.normal(1e3, 1.0, (64, 3)).astype("float32")
+    batches = [(x[:50], x[:50]), (x[50:], x[50:])]  # inputs and targets
+    assert normlib.recalibrate(model, batches) is model
+    both = np.concatenate([x, x + np.float32(10)]).astype("float64")
+    assert_close(norm.moving_mean, both.mean(0), 1e-6)
+    assert_close(norm.moving_variance, both.var(0), 1e-4)
+    assert np.max(np.abs(model.get_layer("centre").moving_mean)) > 0
+
+
+def test_recalibration_of_masked_batches_counts_the_elements(rng):
+    x = rng.normal(size=(4, 6, 3)).astype("float32")
+    lengths = [6, 1, 2, 5]
+    x[:, :, :] = np.where(np.arange(6)[None, :, None] < np.array(lengths)[:, None, None], x, 0.0)
+    model = keras.Sequential([keras.Input((6, 3)), L.Masking(), normlib.BatchNormalization()])
+    normlib.recalibrate(model, [x[:1], x[1:]])
+    counted = np.concatenate([row[:n] for row, n in zip(x, lengths, strict=True)])
+    assert_close(model.layers[-1].moving_mean, counted.mean(0), 1e-5)
+    assert_close(model.layers[-1].moving_variance, counted.var(0), 1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.full((8, 3), np.nan, "float32"), "text"])
+def test_a_recalibration_that_fails_leaves_the_statistics(bad, rng):
+    model = keras.Sequential([keras.Input((3,)), normlib.BatchNormalization()])
+    before = model.get_weights()
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        normlib.recalibrate(model, [random(rng, (8, 3), "float32"), bad])
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    x = random(rng, (8, 3), "float32")
+    assert_close(model(x), x / np.sqrt(1.001), 1e-5)  # in inference again
+
+
+def test_an_initialization_that_fails_leaves_the_weights(rng):
+    first = normlib.WeightNormalization(L.Dense(3))
+    model = keras.Sequential(
+        [keras.Input((5,)), first, normlib.WeightNormalization(L.Dense(2, use_bias=False))]
+    )
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="with a bias"):
+        normlib.initialize_from_data(model, random(rng, (16, 5), "float32"))
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize(
     "make",
     [

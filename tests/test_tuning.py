@@ -1,6 +1,7 @@
 """The search for learning rates: it widens where it must, and its summaries are right."""
 
 import types
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,20 +9,24 @@ import pytest
 
 from study import network, running, training, tuning
 
-BASE = training.Run(sample=True, steps=tuning.STEPS)
+BASE = training.Run(sample=True, steps=160)
+PLAN = tuning.Plan(("LN-C", "GN", "DyT"), (-3, -2, -1, 0), 150, 1, True, True, (2, 32, 512), 8_000, (1.0,), 1)
+
+
+def trained(run, accuracy, diverged=False):
+    return types.SimpleNamespace(run=run, accuracy=[0.1, accuracy], diverged=diverged)
 
 
 def peaked_at(best):
-    """In the place of training: an accuracy that falls off around the best exponent; high rates diverge."""
+    """In the place of training: an accuracy that falls off around the best exponent, and from seed to seed; high rates
+    diverge."""
 
     def run_all(runs, jobs, description):
         found = {}
         for run in runs:
             exponent = 2 * np.log10(run.learning_rate)
             accuracy = 0.9 - 0.005 * (exponent - best) ** 2
-            found[run] = types.SimpleNamespace(
-                accuracy=[0.1, accuracy], diverged=exponent > 2.5, milliseconds_per_step=1.0
-            )
+            found[run] = trained(run, accuracy - 0.01 * (run.seed - BASE.seed), exponent > 2.5)
         return found
 
     return run_all
@@ -30,34 +35,57 @@ def peaked_at(best):
 @pytest.mark.parametrize(("best", "grid"), [(-2, 4), (1, 6), (-5, 7), (-13, 9)])
 def test_the_grid_widens_until_the_best_is_inside(best, grid, monkeypatch):
     monkeypatch.setattr(running, "run_all", peaked_at(best))
-    frame = tuning.sweep(BASE, ["BN"])
+    frame, _ = tuning.sweep(BASE, PLAN, ["BN"])
     assert len(frame) == grid
     expected = max(best, frame.exponent.min())
     assert tuning.best_rates(frame)["BN"] == pytest.approx(10 ** (expected / 2))
 
 
+def test_a_rate_is_judged_by_the_mean_over_the_seeds_on_held_out_images(monkeypatch):
+    monkeypatch.setattr(running, "run_all", peaked_at(-1))
+    frame, runs = tuning.sweep(BASE, replace(PLAN, seeds=3), ["BN"])
+    assert frame.accuracy.max() == pytest.approx(0.9 - 0.01)
+    assert {h.run.seed for h in runs["BN"]} == {BASE.seed, BASE.seed + 1, BASE.seed + 2}
+    assert all(h.run.validation and not h.run.test_at_end for h in runs["BN"])
+
+
 def test_a_run_that_diverges_counts_as_guessing(monkeypatch):
     monkeypatch.setattr(running, "run_all", peaked_at(2))
-    frame = tuning.sweep(BASE, ["none"]).set_index("exponent")
+    frame, _ = tuning.sweep(BASE, PLAN, ["none"])
+    frame = frame.set_index("exponent")
     assert frame.accuracy[3] == 0.1
-    assert frame.diverged[3]
-    assert not frame.diverged[2]
+    assert list(frame.diverged[[2, 3]]) == [0, 1]
 
 
-def test_a_shorter_search_tries_one_rate(monkeypatch):
+def test_a_smoke_search_tries_one_rate(monkeypatch):
     monkeypatch.setattr(running, "run_all", peaked_at(1))
-    assert list(tuning.sweep(training.Run(sample=True, steps=40), ["BN", "LN"]).exponent) == [-2, -2]
+    frame, _ = tuning.sweep(training.Run(sample=True, steps=40), tuning.PLANS["smoke"], ["BN", "LN"])
+    assert list(frame.exponent) == [-2, -2]
 
 
-def test_stable_decades_and_budget():
+def test_every_profile_has_a_plan():
+    assert tuning.PLANS.keys() == training.PROFILES.keys()
+
+
+def test_rates_as_good_are_joined_to_the_best():
     frame = pd.DataFrame(
-        {"method": "BN", "exponent": range(5), "rate": 1.0, "accuracy": [0.895, 0.5, 0.895, 0.9, 0.891]}
+        {"method": "BN", "exponent": range(5), "rate": 1.0, "accuracy": [0.895, 0.5, 0.885, 0.9, 0.881]}
     )
-    assert tuning.stable_decades(frame) == {"BN": 1.0}  # the first is as good, but not joined to the best
-    budget = tuning.budget(frame).set_index("tried").accuracy
-    assert budget[1] == pytest.approx(frame.accuracy.mean())
-    assert budget[5] == 0.9
-    assert budget.is_monotonic_increasing
+    assert tuning.stable_rates(frame)["BN"] == pytest.approx(
+        (10, 100)
+    )  # the first is as good, but not joined
+
+
+def test_the_budget_is_of_the_rates_that_all_were_tried_at():
+    frame = pd.DataFrame(
+        [("BN", k, 0.5 + 0.1 * k) for k in range(4)] + [("none", k, 0.9 - 0.1 * k) for k in range(-1, 3)],
+        columns=["method", "exponent", "accuracy"],
+    )
+    budget = tuning.budget(frame, ("BN", "none")).set_index(["method", "tried"]).accuracy
+    assert budget["BN", 1] == pytest.approx(0.6)
+    assert budget["BN", 2] == pytest.approx((0.6 + 0.7 + 0.7) / 3)
+    assert (budget["BN", 3], budget["none", 3]) == pytest.approx((0.7, 0.9))
+    assert len(budget) == 6
 
 
 def test_what_is_chosen_on_is_neither_trained_on_nor_tested_on(sample):
@@ -70,100 +98,90 @@ def test_what_is_chosen_on_is_neither_trained_on_nor_tested_on(sample):
     assert chosen.loss[0] != tested.loss[0]
 
 
-def history(accuracy, steps=(10, 20, 30)):
-    return types.SimpleNamespace(steps=np.array(steps), accuracy=np.array(accuracy))
-
-
-def table_of(methods, tuned, by_batch=()):
-    frame = pd.DataFrame(
-        {"method": methods, "exponent": 0, "rate": 1.0, "accuracy": 0.5, "milliseconds": 1.0}
-    )
-    by_batch = pd.DataFrame(by_batch, columns=["method", "size", "accuracy"])
-    return tuning.methods_table(BASE, frame, tuned, by_batch).set_index("method")
-
-
-def test_the_table_says_what_depends_on_the_batch():
-    table = table_of(["none", "BN", "LN", "WN+MO"], {"none": [history([0.1, 0.2, 0.5])]})
-    assert list(table["depends on the batch"]) == ["no", "yes", "no", "yes"]
-    assert list(table["same in inference"]) == ["yes", "no", "yes", "no"]
-
-
-def test_the_table_says_what_is_reached_and_leaves_empty_what_was_not_run():
-    tuned = {
-        "none": [history([0.1, 0.2, 0.48]), history([0.1, 0.2, 0.52])],
-        "LN": [history([0.1, 0.5, 0.7]), history([0.2, 0.6, 0.7])],
-        "WN": [history([0.1, 0.2, 0.3]), history([0.1, 0.2, 0.3])],
-    }
-    by_batch = [("none", 2, 0.4), ("none", 8, 0.6), ("LN", 8, 0.7), ("LN", 2, 0.3)]
-    table = table_of(["none", "LN", "WN", "affine"], tuned, by_batch)
-    assert list(table["steps to target"]) == ["not reached", "20", "not reached", ""]
-    assert list(table["test accuracy"])[1:] == ["0.700 (0.700 to 0.700)", "0.300 (0.300 to 0.300)", ""]
-    assert table["test accuracy"]["none"].startswith("0.500 (0.2")
-    assert list(table["at batch 2"][:2]) == [0.4, 0.3]
-    assert table["at batch 2"][2:].isna().all()
-
-
 @pytest.fixture
 def batches(monkeypatch):
     """In the place of training: the runs that were asked for; those of batches of 512 diverge."""
     asked = []
 
     def run_all(runs, jobs, description):
+        runs = list(runs)
         asked.extend(runs)
         return {
             run: types.SimpleNamespace(
-                accuracy=[0.2, 0.5 + run.learning_rate], diverged=run.batch_size == 512
+                run=run, accuracy=[0.2, 0.5 + run.learning_rate], diverged=run.batch_size == 512
             )
-            for run in asked
+            for run in runs
         }
 
     monkeypatch.setattr(running, "run_all", run_all)
     return asked
 
 
-RATES = {"none": 0.01, "BN": 0.02, "LN": 0.03, "GN": 0.04}
+RATES = {"none": 0.01, "BN": 0.02, "LN": 0.03, "GN": 0.04, "BN, dense": 0.05, "LN, dense": 0.06, "DyT": 0.07}
+
+
+def method_of(run):
+    layer = {"norm": run.norm, "options": run.options, "where": run.where}
+    (method,) = {
+        m for m in RATES if {"norm": None, "options": (), "where": ("conv",)} | network.METHODS[m] == layer
+    }
+    return method
 
 
 def test_batches_of_every_size_see_as_many_images_at_rates_in_proportion(batches):
-    tuning.batch_sizes(BASE, RATES)
-    images = BASE.steps * BASE.batch_size // 11
-    assert {run.batch_size for run in batches} == set(tuning.SIZES)
-    assert len(set(batches)) == len(tuning.BY_BATCH) * len(tuning.SIZES)
-    for run in batches:
-        assert images - run.batch_size < run.steps * run.batch_size <= images
-        assert run.validation
-        (method,) = {m for m in RATES if run.norm == network.METHODS[m].get("norm")}
-        assert run.learning_rate == pytest.approx(RATES[method] * run.batch_size / 100)
-    assert {run.where for run in batches if run.norm == network.METHODS["GN"]["norm"]} == {("conv",)}
-    assert {run.where for run in batches if run.norm == network.METHODS["BN"]["norm"]} == {
-        ("conv",),
-        ("hidden",),
+    tuning.batch_sizes(BASE, replace(PLAN, full=False), RATES)
+    assert {(method_of(run), run.batch_size) for run in batches} == {
+        (method, size) for method in tuning.BY_BATCH for size in PLAN.sizes
     }
+    for run in batches:
+        assert PLAN.images - run.batch_size < run.steps * run.batch_size <= PLAN.images
+        assert run.validation
+        assert run.learning_rate == pytest.approx(RATES[method_of(run)] * run.batch_size / 100)
 
 
-def test_a_batch_size_that_diverges_counts_as_guessing(batches):
-    frame = tuning.batch_sizes(BASE, RATES).set_index(["method", "size"])
-    assert len(frame) == len(tuning.BY_BATCH) * len(tuning.SIZES)
-    assert (frame.diverged == (frame.index.get_level_values("size") == 512)).all()
-    assert set(frame.accuracy[frame.diverged]) == {0.1}
-    assert frame.accuracy["BN, dense", 128] == pytest.approx(0.5 + 0.02 * 1.28)
-
-
-def test_a_shorter_build_tries_the_smallest_and_the_largest_batch(batches):
-    tuning.batch_sizes(training.Run(sample=True, steps=40), RATES)
-    assert {run.batch_size for run in batches} == {2, 512}
-    assert min(run.steps for run in batches) == 1
-
-
-def test_every_method_runs_at_its_own_best_rate_on_every_seed():
-    runs = tuning.at_best_rates(BASE, ("none", "WN"), {"none": 0.3, "WN": 1.0, "BN": 9.0}, [5, 6])
-    assert list(runs) == ["none", "WN"]
-    assert [(run.seed, run.learning_rate, run.norm) for run in runs["none"]] == [
-        (5, 0.3, None),
-        (6, 0.3, None),
+def test_each_size_takes_the_best_of_its_rates_and_more_seeds_there(batches):
+    plan = replace(PLAN, factors=(1 / 3, 1.0, 3.0), size_seeds=3)
+    frame, runs = tuning.batch_sizes(BASE, plan, RATES)
+    cells = frame.set_index(["method", "size"])
+    assert cells.rate["BN", 32] == pytest.approx(RATES["BN"] * 0.32 * 3)  # the higher, the better here
+    assert cells.seeds["BN", 32] == 3
+    lower = [
+        run for run in batches if run.batch_size == 32 and run.learning_rate < RATES[method_of(run)] * 0.9
     ]
-    for run in runs["WN"]:
-        assert run.learning_rate == 1.0
-        assert (run.norm, run.where) == tuple(network.METHODS["WN"].values())
-        assert run.steps == BASE.steps // 4
-        assert not run.validation
+    assert {run.seed for run in lower} == {BASE.seed}
+    assert list(cells.loc["DyT"].index) == [2]  # the others at the smallest size, with one seed
+    assert cells.seeds["DyT", 2] == 1
+    assert len(runs["BN", 32]) == 6
+
+
+def test_a_batch_size_that_diverges_counts_as_guessing_and_as_collapsed(batches):
+    frame, _ = tuning.batch_sizes(BASE, replace(PLAN, size_seeds=2), RATES)
+    frame = frame.set_index(["method", "size"])
+    assert set(frame.accuracy[:, 512]) == {0.1}
+    assert set(frame.collapsed[:, 512]) == {2}
+    assert set(frame.collapsed[:, 32]) == {0}
+
+
+def test_every_method_runs_at_its_own_best_rate_and_meets_the_test_images_at_the_end():
+    rates = {m: 0.01 * k for k, m in enumerate((*tuning.MAIN, *PLAN.others), 1)}
+    runs = tuning.at_best_rates(BASE, PLAN, rates, list(range(8)))
+    assert runs.keys() == rates.keys()
+    for method, of_method in runs.items():
+        main = method in tuning.MAIN
+        assert [run.seed for run in of_method] == list(range(8 if main else tuning.FEWER))
+        for run in of_method:
+            assert run.learning_rate == rates[method]
+            assert run.norm == network.METHODS[method].get("norm")
+            assert run.steps == (BASE.steps if main else tuning.part(BASE))
+            assert run.validation
+            assert run.test_at_end
+    shorter = tuning.at_best_rates(BASE, replace(PLAN, full=False), rates, [5, 6])
+    assert shorter.keys() == set(tuning.MAIN)
+    assert {run.steps for of_method in shorter.values() for run in of_method} == {tuning.part(BASE)}
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "expected"), [(2750, 4, 700), (1100, 4, 300), (1100, 6, 200), (40, 4, 100)]
+)
+def test_a_part_of_a_run_ends_where_it_is_measured(steps, share, expected):
+    assert tuning.part(training.Run(steps=steps), share) == expected

@@ -9,7 +9,15 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-import tensorflow as tf
+# Of oneDNN and CUDA, TensorFlow tells before any log level counts, straight to the process's stderr.
+kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+os.dup2(nowhere, 2)
+try:
+    import tensorflow as tf
+finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)
 
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -3,18 +3,65 @@
 import numpy as np
 import pandas as pd
 
-from study import laws, present, statistics
-from study.findings import compare, higher, points, scientific, signed, when_sentence
+from study import findings, laws, present, statistics
+from study.findings import beside, collapsed, compare, points, scientific, signed, told, when_sentence
+
+# Table 1 of Ba et al. (2016): whether BN's, LN's and WN's outputs stay the same.
+TABLE_1 = {
+    "all weights × d": (True, True, True),
+    "every filter + the same kernel": (False, True, False),
+    "each filter × its own d": (True, False, True),
+    "all images × d": (True, True, False),
+    "all images + c, padding 'same'": (True, False, False),
+    "one image × d": (False, True, False),
+}
+VERDICTS = ("reproduced", "partly", "not settled", "not")
+
+
+def judge(*differences):
+    """The verdict on a claim that each of these paired differences is above zero by what matters (see `findings.told`);
+    None stands for one that was not measured over seeds."""
+    words = [told(d) if d is not None else "not told apart" for d in differences]
+    if all(word == "higher" for word in words):
+        return "reproduced"
+    if "higher" in words:
+        return "partly"
+    return "not settled" if all(word == "not told apart" for word in words) else "not"
+
+
+def holds(all_of, some_of=False):
+    """The verdict where a single number decides."""
+    return "reproduced" if all_of else "partly" if some_of else "not"
+
+
+def _ends(a, b):
+    return statistics.paired_difference(*([h.accuracy[-1] for h in histories] for histories in (a, b)))
+
+
+def _means(a, b):
+    return statistics.paired_difference(*([h.accuracy.mean() for h in histories] for histories in (a, b)))
 
 
 def literature(
-    curves, sweep, by_batch, depths, statistics_frame, conserved, rate_error, changes, along, sigmoid
+    curves,
+    arms,
+    tuned,
+    sweep,
+    by_batch,
+    depths,
+    statistics_frame,
+    conserved,
+    rate_error,
+    changes,
+    along,
+    sigmoid,
 ):
     """The claims of the literature and what was measured here, judged by a rule each.
 
     Args:
-        curves: dict method -> list of History of "none", "BN", "LN", "WN" and, half as long, "detached BN" and
-            "noisy BN".
+        curves: dict method -> list of History of "none", "BN", "LN" and "WN" at the common learning rate.
+        arms: the same of `mechanisms.arms`.
+        tuned: the same of `tuning.at_best_rates`.
         sweep, by_batch: of `tuning.sweep` and `batch_sizes`.
         depths, statistics_frame, conserved, rate_error: of `mechanisms.depth`, `moving_statistics`, `conservation`
             of BN and `effective_learning_rate`.
@@ -31,67 +78,69 @@ def literature(
             {"claim": claim, "source": source, "reported": reported, "measured": measured, "verdict": verdict}
         )
 
-    def judge(all_of, some_of=False):
-        return "reproduced" if all_of else "partly" if some_of else "not"
-
-    def by_interval(difference):
-        _, low, high = difference[:3]
-        return "reproduced" if low > 0 else "not" if high < 0 else "not settled"
-
-    claimed = pd.DataFrame([words.split() for words in laws.INVARIANCES.values()]) == "yes"
-    claimed.index, claimed.columns = list(laws.INVARIANCES), list(laws.COLUMNS)
-    for change, column in laws.DENSE_ALONE:
-        claimed.loc[change, column] = True
-    of_the_table = claimed.columns.str.startswith(("BN", "LN", "WN"))
-    fields = int(claimed.loc[:, of_the_table].size)
-    otherwise = int(((changes < laws.TOLERANCE) != claimed).loc[:, of_the_table].to_numpy().sum())
+    changed = pd.DataFrame(changes, list(laws.INVARIANCES), list(laws.COLUMNS))[["BN", "LN", "WN"]]
+    otherwise = int(
+        ((changed.loc[list(TABLE_1)] < laws.TOLERANCE).to_numpy() != np.array([*TABLE_1.values()])).sum()
+    )
     versus = {m: compare(m, curves[m], "none", curves["none"]) for m in ("BN", "LN", "WN")}
-    bn, ln, wn = versus.values()
 
-    def gain(c):
-        return f"{points(c.gain)} points over plain"
+    def faster(method, claim, source, reported, also=""):
+        """Judged at the common rate and at each one's own."""
+        own = None
+        if not collapsed([*tuned[method], *tuned["none"]]):
+            own = _means(tuned[method], tuned["none"])
+        gain = versus[method].gain
+        row(
+            claim,
+            source,
+            reported,
+            f"{also}mean accuracy against plain: {points(gain)} points at one rate for all, "
+            f"{'a run collapsed' if own is None else points(own)} at each one's own",
+            judge(gain, own),
+        )
 
-    row(
+    saved = versus["BN"].saved
+    faster(
+        "BN",
         "BN trains faster",
         "Ioffe 2015, fig. 2",
         "2.3 times fewer steps from BN alone",
-        f"{bn.steps / bn.steps_to_target:.1f} times fewer steps"
-        if np.isfinite(bn.steps_to_target)
-        else "does not get there",
-        by_interval(bn.gain),
+        f"{saved:.1f} times fewer steps at one rate for all; " if np.isfinite(saved) else "",
     )
     row(
         "the bias before BN is redundant",
         "Ioffe 2015, sec. 3.2",
         "exact",
         f"moves by {scientific(conserved.bias.max() / conserved.kernel.max())} of the weights' motion",
-        judge(conserved.bias.max() <= 1e-3 * conserved.kernel.max()),
+        holds(conserved.bias.max() <= 1e-3 * conserved.kernel.max()),
     )
-    row("LN trains faster", "Ba 2016, sec. 6", "yes", gain(ln), by_interval(ln.gain))
-    final = statistics.paired_difference(
-        [h.accuracy[-1] for h in curves["BN"]], [h.accuracy[-1] for h in curves["LN"]]
-    )
+    faster("LN", "LN trains faster", "Ba 2016, sec. 6", "yes")
+    common, own = _ends(curves["BN"], curves["LN"]), None
+    if not collapsed([*tuned["BN"], *tuned["LN"]]):
+        own = statistics.paired_difference(*([h.test_accuracy for h in tuned[m]] for m in ("BN", "LN")))
     row(
         "in convolutional networks BN is better than LN",
         "Ba 2016, sec. 6.7",
         "yes, without numbers",
-        f"{points(final)} points at the end",
-        by_interval(final),
+        f"at the end {points(common)} points at one rate for all, "
+        f"{'a run collapsed' if own is None else points(own)} at each one's own",
+        judge(common, own),
     )
+    fields = 3 * len(TABLE_1)
     row(
         "the invariances of Table 1",
         "Ba 2016, table 1",
         "for dense layers",
-        f"{otherwise} of {fields} fields differ in convolutions",
-        judge(otherwise == 0, otherwise < fields / 2),
+        f"{otherwise} of {fields} fields differ in convolutions (LN over the whole image)",
+        holds(otherwise == 0, otherwise < fields / 2),
     )
-    row("WN trains faster", "Salimans 2016, sec. 5", "yes", gain(wn), by_interval(wn.gain))
+    faster("WN", "WN trains faster", "Salimans 2016, sec. 5", "yes")
     row(
         "before BN, weights × a with rate × a² is the same training",
         "van Laarhoven 2017",
         "exact",
         f"logits differ by {scientific(rate_error)}",
-        judge(rate_error == 0),
+        holds(rate_error == 0),
     )
     last = depths[depths.layer == depths.layer.max()].set_index("method").cosine["BN"]
     middle = depths[
@@ -102,14 +151,14 @@ def literature(
         "Yang 2019",
         f"{np.pi / (np.pi - 1):.3f} times a layer",
         f"{middle:.3f} times",
-        judge(abs(middle * (np.pi - 1) / np.pi - 1) < 0.05),
+        holds(abs(middle * (np.pi - 1) / np.pi - 1) < 0.05),
     )
     row(
         "BN keeps inputs apart",
         "Yang 2019",
         f"cosine {1 / np.pi:.3f}",
         f"{last:.3f}",
-        judge(abs(last * np.pi - 1) < 0.05),
+        holds(abs(last * np.pi - 1) < 0.05),
     )
     first = (
         statistics_frame[statistics_frame.step == statistics_frame.step.min()]
@@ -122,64 +171,88 @@ def literature(
         "Wu 2021, sec. 3",
         "yes",
         f"{signed(100 * lag)} points after {int(statistics_frame.step.min())} steps",
-        judge(lag > 0.01),
+        holds(lag > 0.01),
     )
-    step = int(curves["detached BN"][0].steps[-1])
-    without, cut, noisy, whole = (
-        [h.until(step).accuracy.mean() for h in curves[m]] for m in ("none", "detached BN", "noisy BN", "BN")
-    )
-    loss, left = statistics.paired_difference(whole, cut), statistics.paired_difference(cut, without)
+    step = int(arms["noisy BN"][0].steps[-1])
+    seeds = [h.run.seed for h in arms["noisy BN"]]
+    short = {m: [h.until(step) for h in curves[m] if h.run.seed in seeds] for m in ("none", "BN", "LN")}
+
+    def losses(method):
+        cuts = [
+            _means(short[method], arms[f"{method}, {part} detached"])
+            for part in ("mean", "variance", "statistics")
+        ]
+        return ", ".join(signed(-100 * cut.mean) for cut in cuts), cuts[-1]
+
+    of_ln, lost = losses("LN")
+    under = _means(short["none"], arms["LN, statistics detached"])
     row(
-        "the gradients through the statistics matter more than the forward pass (LN)",
+        "in LN the gradients through the statistics matter more than the forward pass",
         "Xu 2019",
         "detached: worse than without LN",
-        f"BN detached: {signed(-100 * loss.mean)} points against BN, {signed(100 * left.mean)} against plain",
-        judge(left.high < 0, loss.low > 0),
+        f"points against LN with the mean, the variance, both detached: {of_ln} (against BN: {losses('BN')[0]}); "
+        f"both, against plain: {signed(-100 * under.mean)}",
+        judge(lost, under),
     )
-    best = sweep.loc[sweep.groupby("method").accuracy.idxmax()].set_index("method")
-
-    def beside_none(method):
-        return signed(100 * (best.accuracy[method] - best.accuracy["none"]))
-
+    rates = sweep.loc[sweep.groupby("method").accuracy.idxmax()].set_index("method").rate
     row(
         "BN allows larger learning rates",
         "Bjorck 2018",
         "yes",
-        f"best {best.rate['BN']:.2g} with, {best.rate['none']:.2g} without",
-        judge(best.rate["BN"] > best.rate["none"]),
+        f"best rate {rates['BN']:.2g} behind the convolution alone, {rates['BN, both']:.2g} behind the dense layer "
+        "too, "
+        f"{rates['none']:.2g} without",
+        holds(
+            min(rates["BN"], rates["BN, both"]) > rates["none"],
+            max(rates["BN"], rates["BN, both"]) > rates["none"],
+        ),
     )
+
+    def own_rates(a, b):
+        """The difference of two methods at their own rates, and it in words."""
+        found = beside(tuned, a, b)
+        if found is not None:
+            return found[0], f"{points(found[0])} points after {found[1]:,} steps"
+        for method in (a, b):
+            if method in tuned and (lost := collapsed(tuned[method])):
+                return None, f"{lost} of {len(tuned[method])} runs of {method} collapsed"
+        best = sweep.groupby("method").accuracy.max()
+        return None, f"{signed(100 * (best[a] - best[b]))} points in the search alone"
+
+    rms, words = own_rates("RMS", "LN-C")
     row(
         "RMSNorm is as good as LN",
-        "Zhang 2019, table 10",
+        "Zhang 2019, table 10 (whose LN averages over height and width: it is IN)",
         "CIFAR-10: better",
-        f"{signed(100 * (best.accuracy['RMS'] - best.accuracy['LN-C']))} points, each at its best rate",
-        judge(best.accuracy["RMS"] > best.accuracy["LN-C"] - 0.01),
+        f"beside LN over channels {words}; beside IN {own_rates('RMS', 'IN')[1]}",
+        "not settled"
+        if rms is None
+        else {"lower": "not", "not told apart": "not settled"}.get(told(rms), "reproduced"),
     )
+    dyt, words = own_rates("BN", "DyT")
     row(
         "DyT does not replace BN in convolutional networks",
         "Zhu 2025, table 16",
-        "−3.8 points (VGG19: −1.7)",
-        f"{signed(100 * (best.accuracy['DyT'] - best.accuracy['BN']))} points, each at its best rate",
-        judge(best.accuracy["DyT"] < best.accuracy["BN"] - 0.01, best.accuracy["DyT"] < best.accuracy["BN"]),
+        "−7.3 points (ResNet-50), −1.7 (VGG19)",
+        f"BN beside DyT: {words}",
+        judge(dyt),
     )
+    gain, words = own_rates("BN", "none")
+    alone, of_affine = own_rates("BN", "affine")
     row(
         "it is normalizing, not the parameters, that helps",
         "a control",
         "",
-        f"points over plain: γ and β alone {beside_none('affine')}, BN {beside_none('BN')}",
-        judge(
-            best.accuracy["BN"] > best.accuracy["none"]
-            and best.accuracy["affine"] - best.accuracy["none"]
-            < 0.5 * (best.accuracy["BN"] - best.accuracy["none"])
-        ),
+        f"BN against plain {words}; BN against γ and β alone {of_affine}",
+        judge(gain, alone),
     )
-    over, under = statistics.paired_difference(noisy, without), statistics.paired_difference(whole, noisy)
     row(
-        "internal covariate shift is not the reason",
+        "noisy BN trains as fast as BN",
         "Santurkar 2018, fig. 2",
-        "noisy BN trains nearly as fast",
-        f"noisy BN: {points(over)} points over plain, {signed(-100 * under.mean)} against BN",
-        judge(over.low > 0 and under.mean < over.mean, over.mean > 0),
+        "nearly",
+        f"{points(noise := _means(arms['noisy BN'], short['BN']))} points against BN, "
+        f"{points(over := _means(arms['noisy BN'], short['none']))} against plain",
+        holds(told(noise) in ("alike", "higher"), told(over) == "higher"),
     )
     ranges = (along.highest - along.lowest).groupby(along.method).median().fillna(np.inf)
     change = along.change.groupby(along.method).median().fillna(np.inf)
@@ -188,8 +261,8 @@ def literature(
         "Santurkar 2018, fig. 4",
         "smaller ranges of loss and gradient",
         f"range of the loss {ranges['BN']:.2f} against {ranges['none']:.2f} nats, relative change of the gradient "
-        f"{change['BN']:.1f} against {change['none']:.1f} (medians)",
-        judge(
+        f"{change['BN']:.1f} against {change['none']:.1f} (medians; one rate, one seed)",
+        holds(
             ranges["BN"] < ranges["none"] and change["BN"] < change["none"],
             ranges["BN"] < ranges["none"] or change["BN"] < change["none"],
         ),
@@ -202,52 +275,95 @@ def literature(
         "yes",
         f"its median wanders over {wander['BN']:.2f} against {wander['none']:.2f}; "
         f"{signed(100 * (right['BN'] - right['none']))} points at the end",
-        judge(
+        holds(
             wander["BN"] < wander["none"] and right["BN"] > right["none"],
             wander["BN"] < wander["none"] or right["BN"] > right["none"],
         ),
     )
-    sizes = by_batch.pivot(index="size", columns="method", values="accuracy")
-    lost = 100 * (sizes.max() - sizes.iloc[0])
+    lost = _lost_at_two(by_batch)
+    words = ", ".join(
+        f"{m} {'collapsed' if np.isnan(lost[m]) else f'{lost[m]:.1f}'}" for m in ("BN", "BN, dense", "GN")
+    )
     row(
         "GN does not mind small batches, BN does",
         "Wu 2018, table 2",
         "at batch 2 BN loses 11.1 points, GN nothing",
-        f"BN loses {lost['BN']:.1f} points (behind the dense layer {lost['BN, dense']:.1f}), GN {lost['GN']:.1f}",
-        judge(
+        f"points lost at batch 2: {words}",
+        "not settled"
+        if np.isnan(lost["GN"] + lost["BN"] + lost["BN, dense"])
+        else holds(
             lost["GN"] < 1 and min(lost["BN"], lost["BN, dense"]) > 2 + lost["GN"],
             max(lost["BN"], lost["BN, dense"]) > 2 + lost["GN"],
         ),
     )
+    first, of_first = own_rates("BN", "first")
+    standardized, of_input = own_rates("BN", "input")
     row(
         "normalization is more than a good start",
         "a control",
         "",
-        f"points over plain: a standardized first batch {beside_none('first')}, standardized images "
-        f"{beside_none('input')}, BN {beside_none('BN')}",
-        judge(best.accuracy["BN"] > max(best.accuracy["first"], best.accuracy["input"]) + 0.005),
+        f"BN against a standardized first batch {of_first}; against standardized images {of_input}",
+        judge(first, standardized),
     )
-    row("dividing the batch regularizes", "Summers 2020", "yes", "", "not tested")
+    ghost = _ends(arms["ghost BN"], short["BN"])
+    training_loss = np.mean(
+        [
+            g.training_loss[-100:].mean() - b.training_loss[-100:].mean()
+            for g, b in zip(arms["ghost BN"], short["BN"], strict=True)
+        ]
+    )
+    row(
+        "dividing the batch regularizes",
+        "Hoffer 2017; Summers 2020",
+        "yes",
+        f"statistics of quarters of the batch: {points(ghost)} points against BN, training loss "
+        f"{signed(training_loss)} nats",
+        judge(ghost),
+    )
     return present.judged("V2", pd.DataFrame(rows))
+
+
+def _lost_at_two(by_batch):
+    """Points between a method's best size of a batch and the smallest, nan where that collapsed: dict method ->
+    points."""
+    found = {}
+    for method, rows in by_batch.groupby("method"):
+        smallest = rows.loc[rows["size"].idxmin()]
+        lost = 100 * (rows.accuracy.max() - smallest.accuracy)
+        found[method] = float("nan") if smallest.collapsed else float(lost)
+    return found
 
 
 def literature_message(table):
     """The caption's first sentence of the claims."""
     counts = table.verdict.value_counts()
-    told = ", ".join(
-        f"{counts.get(v, 0)} {v}" for v in ("reproduced", "partly", "not settled", "not", "not tested")
-    )
-    return f"Of {len(table)} claims: {told}."
+    listed = ", ".join(f"{counts.get(v, 0)} {v}" for v in VERDICTS)
+    return f"Of {len(table)} claims: {listed}."
 
 
-def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curves, laws_held):
+def questions(
+    facts,
+    shares,
+    statistics_frame,
+    conserved,
+    curves,
+    arms,
+    tuned,
+    sweep,
+    by_batch,
+    cost,
+    layers,
+    in_keras,
+    laws_held,
+):
     """What people ask about normalization, each answered by a computed sentence and the place that shows it.
 
     Args:
         facts, shares, statistics_frame, conserved: of `mechanisms.small_facts`, `epsilon_share`, `moving_statistics`
             and `conservation` of BN.
-        sweep, by_batch: of `tuning.sweep` and `batch_sizes`.
-        curves: dict method -> list of History.
+        curves, arms, tuned, sweep, by_batch: as in `literature`.
+        cost: of `findings.milliseconds`.
+        layers, in_keras: of `mechanisms.implementations` and `weight_normalization_in_keras`.
         laws_held: whether all exact facts hold.
 
     Returns:
@@ -262,15 +378,34 @@ def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curve
     first, last = statistics_frame.step.min(), statistics_frame.step.max()
     names = [n for n in accuracy[first].index if n.startswith("moving")]
     slow, quick = max(names), min(names)
-    best = sweep.loc[sweep.groupby("method").accuracy.idxmax()].set_index("method")
-    cost = {m: np.median([h.milliseconds_per_step for h in curves[m]]) for m in curves}
     positions = shares[(shares.set == "a position") & (shares.epsilon == shares.epsilon.max())].share
     filters = shares[(shares.set == "a filter") & (shares.epsilon == shares.epsilon.max())].share
+    lost = _lost_at_two(by_batch)
     exact = "It is exact: " if laws_held else "It ought to be exact: "
 
-    def beside(a, b):
-        return higher(100 * (best.accuracy[a] - best.accuracy[b]))
+    def own_rates(a, b):
+        """Method a beside b at their own rates, in words."""
+        found = beside(tuned, a, b)
+        if found is not None:
+            against = f"{points(found[0])} points against {present.short(b)}"
+            return f"{against} after {found[1]:,} steps ({_TOLD[told(found[0])]})"
+        for method in (a, b):
+            if method in tuned and (lost := collapsed(tuned[method])):
+                return f"not comparable with {b}: {lost} of {len(tuned[method])} runs of {method} collapsed"
+        best = sweep.groupby("method").accuracy.max()
+        against = f"{signed(100 * (best[a] - best[b]))} points against {present.short(b)}"
+        return f"{against} in the search: short runs, not settled"
 
+    step = int(arms["noisy BN"][0].steps[-1])
+    seeds = [h.run.seed for h in arms["noisy BN"]]
+    after = _means(arms["BN, after ReLU"], [h.until(step) for h in curves["BN"] if h.run.seed in seeds])
+    ask(
+        "Before or after the ReLU?",
+        f"BN behind the ReLU: {points(after)} points of mean accuracy against BN before it, {len(seeds)} seeds, "
+        f"{step:,} steps "
+        f"({_TOLD[told(after)]}).",
+        "[Table](#tbl-arms)",
+    )
     ask(
         "Why is BN far worse in validation than in training at first?",
         f"Its moving averages lag behind: after {first} steps the same weights reach "
@@ -290,16 +425,24 @@ def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curve
     ask(
         "Does epsilon matter?",
         f"Where variances are small: with ε = {shares.epsilon.max():g} it is {_whole(filters.median())} of a filter's "
-        f"variance here (median), and more than half of a position's at {_whole((positions > 0.5).mean())} of the "
-        "positions.",
+        f"variance + ε here, and over channels more than half of that sum at "
+        f"{_whole((positions > 0.5).mean())} of the positions.",
         "[Figure](#fig-epsilon)",
     )
     ask(
         "Biased or unbiased variance?",
         "They differ by N / (N − 1): "
         + ", ".join(f"{f:.6g} for {n}" for n, f in facts["bessel"].items())
-        + ".",
-        "[Table](#tbl-laws)",
+        + ". Only the moving variance differs between layers.",
+        "[Table](#tbl-layers)",
+    )
+    measured = "; ".join(f"{row.layer}: {row[-1]}" for row in layers.itertuples())
+    ask(
+        "Why does my formula not match keras.layers.BatchNormalization?",
+        f"Because a call alone is inference, ε is {layers.epsilon.max():g} by default, and the moving variance is "
+        "divided by "
+        f"a number that depends on the layer ({measured}).",
+        "[Table](#tbl-layers)",
     )
     ask(
         "Is the bias before BN redundant?",
@@ -310,14 +453,19 @@ def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curve
     )
     ask(
         "Can BN work with a batch of one or two?",
-        f"{exact}dense BN gives β for a batch of one, and a sign without any gradient for a batch of two.",
-        "[Table](#tbl-laws)",
+        f"{'Behind a dense layer it cannot' if laws_held else 'Behind a dense layer it ought not to'}: it gives β "
+        "for one "
+        "image, and for two a sign without any gradient. Behind a convolution positions are averaged too: at two "
+        "images "
+        f"BN loses {_points(lost['BN'])} against its best size of a batch, behind the dense layer "
+        f"{_points(lost['BN, dense'])}.",
+        "[Figure](#fig-batch)",
     )
     ask(
         "Is accumulating gradients the same as a larger batch?",
         f"{exact}without BN it is, to round-off; with BN the gradient of γ differs by {_whole(facts['accumulation'])} "
         "(16 rows taken as 8 and 8).",
-        "[Table](#tbl-laws)",
+        "[Table](#tbl-facts)",
     )
     ask(
         "Why does my layer not normalize when I just call it?",
@@ -327,7 +475,7 @@ def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curve
             if facts["default"] == 0
             else f", but for {facts['default']:.1e}."
         ),
-        "[Table](#tbl-laws)",
+        "[Table](#tbl-facts)",
     )
     ask(
         "How is BN frozen?",
@@ -337,35 +485,34 @@ def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curve
             if facts["frozen"] == 0
             else f", but for {facts['frozen']:.1e}."
         ),
-        "[Table](#tbl-laws)",
+        "[Table](#tbl-facts)",
     )
     ask(
         "Must the moving statistics be updated by hand?",
         f"No: one call in training moves the moving mean by up to {facts['moved']:.3f}."
         if facts["moved"] > 0
         else "They do not move by themselves here.",
-        "[Table](#tbl-laws)",
+        "[Table](#tbl-facts)",
     )
     ask(
         "Which axes for LN on images?",
-        f"Each at its best rate, LN over the channels (LN-C) ends {beside('LN-C', 'LN')} than LN over the whole image.",
-        "[Figure](#fig-rates)",
+        f"Each at its best rate, LN over channels: {own_rates('LN-C', 'LN')} over the whole image.",
+        "[Table](#tbl-methods-measured)",
     )
     ask(
         "Why γ and β, if they can undo it?",
-        f"Without them, the output would be standardized whatever the next layer needs. Each at its best rate, γ and β "
-        f"alone end {beside('affine', 'none')} than the plain network, BN "
-        f"{beside('BN', 'none')}.",
+        f"So that the layer can. Alone, without normalizing: {own_rates('affine', 'none')}. BN: "
+        f"{own_rates('BN', 'none')}.",
         "[Table](#tbl-methods-measured)",
     )
     ask(
         "Is RMSNorm enough?",
-        f"Each at its best rate, it ends {beside('RMS', 'LN-C')} than LN over the channels (LN-C).",
-        "[Figure](#fig-rates)",
+        f"Each at its best rate: {own_rates('RMS', 'LN-C')}.",
+        "[Table](#tbl-methods-measured)",
     )
     ask(
         "When is LN better than BN?",
-        f"{when_sentence(by_batch)} Each at its best rate, LN ends {beside('LN', 'BN')} than BN.",
+        f"{when_sentence(by_batch)} With batches of 100, each at its best rate, LN: {own_rates('LN', 'BN')}.",
         "[Figure](#fig-batch)",
     )
     ask(
@@ -377,8 +524,94 @@ def questions(facts, shares, statistics_frame, conserved, sweep, by_batch, curve
         + ".",
         "[Table](#tbl-comparison)",
     )
+    ask(
+        "Where is weight normalization in Keras 3?",
+        f"keras.layers {'has' if in_keras['keras'] else 'has no'} WeightNormalization; TensorFlow Probability's "
+        "WeightNorm is "
+        "a layer of "
+        f"{'Keras 3' if in_keras['probability'] else 'Keras 2' if in_keras['probability, Keras 2'] else 'neither'}"
+        "; the one here wraps layers of Keras 3.",
+        "[Figure](#fig-wn-accuracy)",
+    )
     return pd.DataFrame(rows)
 
 
 def _whole(fraction):
     return f"{100 * fraction:.0f} %"
+
+
+def _points(lost):
+    return "nothing that can be told (a run collapsed)" if np.isnan(lost) else f"{lost:.1f} points"
+
+
+_TOLD = {
+    "higher": "higher",
+    "lower": "lower",
+    "alike": f"alike within {100 * findings.SMALLEST:g} points",
+    "not told apart": "not told apart",
+}
+
+
+def arms_table(curves, arms):
+    """Each of `mechanisms.arms` beside the normalization that it changes, and beside none, at the common rate.
+
+    Returns:
+        DataFrame with columns arm, "beside the whole" and "beside none" (points of mean accuracy), "at the end" (test
+        accuracy) and verdict.
+    """
+    rows = []
+    for arm, histories in arms.items():
+        step = int(histories[0].steps[-1])
+        seeds = [h.run.seed for h in histories]
+        whole = "LN" if arm.startswith("LN") else "BN"
+        others = {m: [h.until(step) for h in curves[m] if h.run.seed in seeds] for m in (whole, "none")}
+        against = {m: _means(histories, of) for m, of in others.items()}
+        rows.append(
+            {
+                "arm": arm,
+                "beside the whole": f"{whole}: {points(against[whole])}",
+                "beside none": points(against["none"]),
+                "at the end": float(np.mean([h.accuracy[-1] for h in histories])),
+                "verdict": f"{_TOLD[told(against[whole])]} ({whole}), {_TOLD[told(against['none'])]} (none)",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def arms_message(table):
+    """The caption's first sentence on the arms: what cutting both statistics out of the gradient costs."""
+    beside = table.set_index("arm")["beside the whole"]
+    return (
+        "Without gradients through both statistics, points of mean accuracy beside the whole layer are "
+        f"{beside['BN, statistics detached']} and {beside['LN, statistics detached']}."
+    )
+
+
+def facts_table(facts):
+    """What people stumble over, with the measured value: of `mechanisms.small_facts`."""
+    told = (
+        ("how far a call without `training` is from inference", facts["default"]),
+        ("how far a call in training is from inference where trainable is False", facts["frozen"]),
+        ("by how much one call in training moves the moving mean", facts["moved"]),
+        (
+            "by how much BN's gradient of γ differs where 16 rows are taken as 8 and 8, relative",
+            facts["accumulation"],
+        ),
+    )
+    return pd.DataFrame(told, columns=["fact", "measured"])
+
+
+def penalty_message(frame):
+    """The caption's first sentence on the training with a gradient penalty."""
+    last = frame[frame.step == frame.step.max()].set_index("layer")
+    for name in last.index:
+        present.number(f"penalty.{name.replace(' ', '_')}.apart", last.apart[name])
+    theirs = last.loc["TensorFlow's"]
+    gap = abs(theirs.loss / last.loss["plain formula"] - 1)
+    return (
+        f"Trained {int(frame.step.max())} steps with a gradient penalty, weights end {100 * theirs.apart:.2g} % of "
+        "their way "
+        f"apart through TensorFlow's LN and {scientific(last.apart['own'])} of it through the own one; the last "
+        "batch's loss "
+        f"differs by {100 * gap:.2g} %."
+    )

@@ -22,7 +22,7 @@ def published(path):
     rows = json.loads(pathlib.Path(path).read_text())["runs"]
     found = {}
     for row in rows:
-        fields = {f.name: row[f.name] for f in dataclasses.fields(training.Run)}
+        fields = {f.name: row[f.name] for f in dataclasses.fields(training.Run) if f.name in row}
         for name in ("options", "where"):
             fields[name] = ast.literal_eval(fields[name])
         found[training.Run(**fields)] = row

@@ -80,6 +80,19 @@ class NoisyBatchNormalization(normlib.BatchNormalization):
 
 
 @keras.saving.register_keras_serializable("study")
+class GhostBatchNormalization(normlib.BatchNormalization):
+    """Batch normalization that takes each quarter of the batch for a batch of its own in training (Hoffer et al. 2017,
+    arXiv:1705.08741; Summers and Dinneen 2020)."""
+
+    def call(self, x, training=False):
+        if not training:
+            return super().call(x)
+        return tf.concat(
+            [super(GhostBatchNormalization, self).call(part, training=True) for part in tf.split(x, 4)], 0
+        )
+
+
+@keras.saving.register_keras_serializable("study")
 class WeightAndMeanOnlyBatchNormalization(normlib.WeightNormalization):
     """Weight normalization, its outputs centred over the batch (Salimans and Kingma 2016, section 4)."""
 

@@ -1,72 +1,162 @@
-"""Is a layer the same as another? A candidate against a reference: outputs, gradients, paired training."""
+"""Is a layer the same as another? A candidate against a reference: outputs, gradients, paired training.
+
+A layer is given by the Run's fields that make it, such as network.METHODS["BN"]: {"norm": import path, "options": ...}.
+"""
 
 import argparse
 import ast
+import inspect
 import pathlib
 import sys
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from study import network, running
+from study import network, present, running, training
+
+# --- one call ----------------------------------------------------------------------------------------------------
 
 
-def layer_differences(candidate, reference, options=(), shape=(100, 28, 28, 30), dtype="float32", seed=2612):
-    """Call both layers once, in training mode, on the same input with the same weights.
-
-    Args:
-        candidate, reference: import paths of the two layers, or of two wrappers of layers with a kernel.
-        options: their arguments, as (name, value) pairs.
-        shape: of the input, the batch first.
-        dtype: "float32" or "float64".
-        seed: fixes input, weights and the incoming gradient.
-
-    Returns:
-        DataFrame with one row for each of output, dx, the parameters' gradients and the moving statistics:
-        `difference` is the largest absolute difference, `relative` the same in units of the largest absolute value
-        of the reference, `units` in units of the last place of that value.
-    """
-    rng = np.random.default_rng(seed)
-    x, dy = (tf.constant(rng.normal(size=shape), dtype) for _ in range(2))
-    weights, results = None, []
-    for path in (reference, candidate):
-        layer = network.resolve(path)(**dict(options), dtype=dtype)
-        layer.build(shape)
-        weights = weights or [rng.uniform(0.5, 1.5, size=w.shape) for w in layer.get_weights()]
-        layer.set_weights(weights)
-        results.append(call(layer, x, dy))
-    rows = []
-    for name, of_reference in results[0].items():
-        difference = float(np.max(np.abs(results[1][name] - of_reference)))
-        scale = float(np.max(np.abs(of_reference)))
-        rows.append(
-            {
-                "quantity": name,
-                "difference": difference,
-                "relative": difference / scale if scale else difference,
-                "units": difference / float(np.spacing(np.asarray(scale, dtype))),
-            }
-        )
-    return pd.DataFrame(rows)
+def is_wrapper(kind):
+    """Whether a class wraps a layer with a kernel, such as weight normalization."""
+    return issubclass(kind, network.framework(kind).layers.Wrapper)
 
 
-def in_training(layer, x):
-    return layer(x, training=True) if "training" in layer.call.__code__.co_varnames else layer(x)
+def make(layer, shape, dtype):
+    """A layer by itself, built for inputs of a shape; a wrapper around a small convolution."""
+    kind = network.resolve(layer["norm"])
+    arguments = dict(layer.get("options", ())) | {"dtype": dtype}
+    if not is_wrapper(kind):
+        made = kind(**arguments)
+        made.build(shape)
+        return made
+    made = kind(network.framework(kind).layers.Conv2D(4, 3, padding="same", dtype=dtype), **arguments)
+    made(tf.zeros(shape, dtype))  # some look at their weights only now
+    return made
+
+
+def in_training(layer, x, training=True):
+    """A call in training or in inference, of a layer that knows the difference or not."""
+    return layer(x, training=training) if "training" in inspect.signature(layer.call).parameters else layer(x)
+
+
+def weights_of(layer, trainable):
+    """A layer's floating-point weights, each once, by the last part of their names."""
+    listed = layer.trainable_variables if trainable else layer.non_trainable_variables
+    return {last_name(v): v for v in listed if tf.as_dtype(v.dtype).is_floating}
+
+
+def last_name(variable):
+    return variable.name.split("/")[-1].split(":")[0]
 
 
 def call(layer, x, dy):
-    """Output, gradients and moving statistics of one call in training mode, by name."""
+    """What one layer gives, by name: its output in inference, then of one call in training output, gradients and moving
+    statistics."""
+    found = {"inference": in_training(layer, x, training=False)}
+    variables = weights_of(layer, trainable=True)
+    values = [v.value if isinstance(v, keras.Variable) else v for v in variables.values()]
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = in_training(layer, x)
-    variables = layer.trainable_variables
-    gradients = tape.gradient(y, [x, *(getattr(v, "value", v) for v in variables)], dy)
-    named = {"y": y, "dx": gradients[0]}
-    named |= {f"d{v.name}": g for v, g in zip(variables, gradients[1:], strict=True)}
-    named |= {v.name: v for v in layer.non_trainable_variables}
-    return {name: np.asarray(value, "float64") for name, value in named.items()}
+        found["y"] = in_training(layer, x)
+    gradients = tape.gradient(found["y"], [x, *values], dy, unconnected_gradients="zero")
+    found |= dict(zip(("dx", *(f"d{name}" for name in variables)), gradients, strict=True))
+    found |= weights_of(layer, trainable=False)
+    return {name: np.asarray(value, "float64") for name, value in found.items()}
+
+
+def calls(layers, shape, dtypes, seed=2612, mean=0.0):
+    """Call layers on the same input with the same weights, float32 numbers in any dtype.
+
+    Args:
+        layers: list of layers, made or to be made; what the later ones name otherwise goes by the first one's names.
+        shape: of the input, the batch first.
+        dtypes: for each layer.
+        seed: fixes input, weights and the incoming gradient.
+        mean: of the input, in its deviations.
+
+    Returns:
+        list of dicts of `call`.
+
+    Raises:
+        ValueError: weights of other shapes.
+    """
+    rng = np.random.default_rng(seed)
+    made = [
+        make(layer, shape, dtype) if isinstance(layer, dict) else layer
+        for layer, dtype in zip(layers, dtypes, strict=True)
+    ]
+    first = [weights_of(made[0], trainable) for trainable in (True, False)]
+    values = {n: rng.uniform(0.5, 1.5, v.shape).astype("float32") for part in first for n, v in part.items()}
+    output = made[0](tf.zeros(shape, dtypes[0])).shape
+    x, dy = (rng.normal(m, 1.0, s).astype("float32") for m, s in ((mean, shape), (0.0, output)))
+    found = []
+    for layer, dtype in zip(made, dtypes, strict=True):
+        names = {}
+        for expected, trainable in zip(first, (True, False), strict=True):
+            own = weights_of(layer, trainable)
+            names |= own if own.keys() == expected.keys() else dict(zip(expected, own.values(), strict=False))
+            shapes = [[tuple(v.shape) for v in part.values()] for part in (own, expected)]
+            if sorted(shapes[0]) != sorted(shapes[1]):
+                raise ValueError(f"Expected weights of the shapes {shapes[1]}. Received: {shapes[0]}")
+        for name, variable in names.items():
+            variable.assign(values[name])
+        own_names = {last_name(variable): name for name, variable in names.items()}
+        result = call(layer, tf.constant(x, dtype), tf.constant(dy, dtype))
+        renamed = {own: own for own in ("inference", "y", "dx")}
+        renamed |= own_names | {f"d{own}": f"d{name}" for own, name in own_names.items()}
+        found.append({renamed[name]: value for name, value in result.items()})
+    return found
+
+
+def layer_differences(candidate, reference, shape=(100, 28, 28, 30), dtype="float32", seed=2612):
+    """Call both layers once on the same input with the same weights.
+
+    Args:
+        candidate, reference: the two layers.
+        shape, dtype, seed: as in `calls`.
+
+    Returns:
+        DataFrame with one row for each of the outputs in inference and training, dx, the parameters' gradients and the
+        moving statistics: `difference` is the largest absolute difference, `relative` the same in units of the largest
+        absolute value of the reference.
+    """
+    expected, found = calls([reference, candidate], shape, [dtype, dtype], seed)
+    rows = []
+    for name, of_reference in expected.items():
+        difference, scale = (
+            float(np.max(np.abs(found[name] - of_reference))),
+            float(np.max(np.abs(of_reference))),
+        )
+        relative = difference / scale if scale else difference
+        rows.append({"quantity": name, "difference": difference, "relative": relative})
+    return pd.DataFrame(rows)
+
+
+def layer_errors(layers, shape=(100, 28, 28, 30), seed=2612):
+    """How exact layers are: the error of one call in float32, against the same call of the same layer in float64.
+
+    Args:
+        layers: dict name -> layer.
+        shape, seed: as in `calls`.
+
+    Returns:
+        DataFrame with columns quantity and, for each layer, its largest error in units in the last place of the
+        quantity's largest value.
+    """
+    many = [layer for layer in layers.values() for _ in range(2)]
+    found = iter(calls(many, shape, ["float32", "float64"] * len(layers), seed))
+    table = {}
+    for name in layers:
+        single, exact = next(found), next(found)
+        table[name] = {
+            q: np.max(np.abs(single[q] - v)) / np.spacing(np.float32(np.max(np.abs(v))))
+            for q, v in exact.items()
+        }
+    return pd.DataFrame(table).rename_axis("quantity").reset_index()
 
 
 def second_derivative_error(path, options=(), shape=(16, 6, 6, 8), seed=2612):
@@ -100,6 +190,21 @@ def second_derivative_error(path, options=(), shape=(16, 6, 6, 8), seed=2612):
     return float(np.max(np.abs(tape.gradient(slope, x) - expected)) / np.max(np.abs(expected)))
 
 
+# --- paired training -----------------------------------------------------------------------------------------------
+
+
+def traced_pairs(candidate, reference):
+    """The traced parameters of two Histories in pairs, as name -> (candidate's, reference's): by their names, or in
+    their order where the names differ."""
+    ours, theirs = candidate.trace, reference.trace
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(
+            f"Expected two traces of the same parameters. Received: {sorted(ours)} and {sorted(theirs)}"
+        )
+    own = [ours[name] for name in theirs] if ours.keys() == theirs.keys() else list(ours.values())
+    return {name: (a.astype("float64"), theirs[name]) for name, a in zip(theirs, own, strict=True)}
+
+
 def drift(candidate, reference):
     """How the normalization's parameters of two runs part, step by step.
 
@@ -107,55 +212,41 @@ def drift(candidate, reference):
         candidate, reference: two Histories with a trace, of the same parameters.
 
     Returns:
-        DataFrame with columns step (from 1), parameter (such as "norm_0/gamma"), mean (the mean of candidate minus
-        reference over the parameter's elements), largest (the largest absolute difference) and motion (the largest
-        absolute distance of the reference from its value after the first step).
+        DataFrame with columns step (from 1), parameter (such as "norm_0/gamma"), mean (the mean over the parameter's
+        elements, reference minus candidate: with this sign the drifts of 2019 come out negative as they were drawn) and
+        largest (the largest absolute difference; of parameters of different shapes, that of the means).
 
     Raises:
         ValueError: the two traces do not hold the same parameters.
     """
-    if set(candidate.trace) != set(reference.trace) or not candidate.trace:
-        raise ValueError(
-            "Expected two traces of the same parameters. "
-            f"Received: {sorted(candidate.trace)} and {sorted(reference.trace)}"
-        )
     frames = []
-    for name, of_reference in reference.trace.items():
-        difference = candidate.trace[name].astype("float64") - of_reference
-        frames.append(
-            pd.DataFrame(
-                {
-                    "step": np.arange(1, len(difference) + 1),
-                    "parameter": name,
-                    "mean": difference.mean(axis=1),
-                    "largest": np.abs(difference).max(axis=1),
-                    "motion": np.abs(of_reference - of_reference[0]).max(axis=1),
-                }
-            )
-        )
+    for name, (ours, theirs) in traced_pairs(candidate, reference).items():
+        mean = theirs.mean(axis=1, dtype="float64") - ours.mean(axis=1)
+        largest = np.abs(theirs - ours).max(axis=1) if ours.shape == theirs.shape else np.abs(mean)
+        steps = np.arange(1, len(mean) + 1)
+        frames.append(pd.DataFrame({"step": steps, "parameter": name, "mean": mean, "largest": largest}))
     return pd.concat(frames, ignore_index=True)
 
 
-def largest_weight_difference(candidate, reference):
-    """The largest absolute difference between all weights of two runs at their end.
+def drifted(candidate, reference, step=None):
+    """The largest difference of any traced parameter after a step. Default: the last."""
+    found = drift(candidate, reference)
+    return float(found.largest[found.step == (step or found.step.max())].max())
 
-    The weights are paired by shape and order within a shape, so that two frameworks' names need not agree.
+
+def largest_weight_difference(candidate, reference, moving=False):
+    """The largest absolute difference between all trained weights of two runs at their end, or all moving statistics.
+
+    The weights are paired by shape and order within a shape, so that two frameworks' names need not agree. 0 if there
+    are none.
     """
-    pairs = zip(_by_shape(candidate.weights), _by_shape(reference.weights), strict=True)
-    return max(float(np.max(np.abs(a.astype("float64") - b))) for a, b in pairs)
+    pairs = zip(_by_shape(candidate.weights, moving), _by_shape(reference.weights, moving), strict=True)
+    return max((float(np.max(np.abs(a.astype("float64") - b))) for a, b in pairs), default=0.0)
 
 
-def _by_shape(weights):
-    return sorted(weights.values(), key=lambda w: w.shape)
-
-
-def drift_table(drifts, parameter, steps=(1, 5, 10, 15)):
-    """The mean difference of one parameter at a few steps, a row for each labelled frame of `drift`."""
-    rows = []
-    for label, frame in drifts.items():
-        of_parameter = frame[frame.parameter == parameter].set_index("step")["mean"]
-        rows.append({"faults": label} | {f"step {s}": of_parameter[s] for s in steps if s in of_parameter})
-    return pd.DataFrame(rows)
+def _by_shape(weights, moving):
+    chosen = [w for name, w in weights.items() if name.startswith(training.MOVING) == moving]
+    return sorted(chosen, key=lambda w: w.shape)
 
 
 def fault_name(repeated, paired):
@@ -165,23 +256,26 @@ def fault_name(repeated, paired):
     return " and ".join(faults) or "neither"
 
 
+# Runs of which only the parameters count are measured on the fewer images.
+TRACED = {"trace": True, "validation": True}
 BOTH_FAULTS, NO_FAULT = fault_name(True, False), fault_name(False, True)
 NO_FAULT_64 = "neither, in float64"
+STEPS = 15  # that the study of 2019 looked at the drift
 
 
-def fault_drifts(base, candidate, reference, jobs=0, steps=15):
+def fault_drifts(base, candidate, reference, jobs=0, steps=STEPS):
     """Reproduce the drift of 2019 and remove it: the reference is trained with each combination of its two faults.
 
     Args:
         base: the Run to start from.
-        candidate, reference: the Run's fields that make the two layers, such as {"norm": ..., "options": ...}.
+        candidate, reference: the two layers.
         jobs: as in `running.run_all`.
         steps: how many.
 
     Returns:
         dict fault name -> DataFrame of `drift`: both faults first, then each, then neither, then neither in float64.
     """
-    short = replace(base, steps=steps, evaluate_every=steps, trace=True)
+    short = replace(base, steps=steps, evaluate_every=steps, **TRACED)
     own = replace(short, **candidate)
     # In 2019 the parameters of TensorFlow's layer were updated t times at step t, and the two networks started from
     # different weights.
@@ -199,118 +293,216 @@ def fault_drifts(base, candidate, reference, jobs=0, steps=15):
         for paired in (False, True)
     }
     pairs[NO_FAULT_64] = tuple(replace(run, dtype="float64") for run in pairs[NO_FAULT])
-    found = running.run_all([run for pair in pairs.values() for run in pair], jobs, "drift")
+    found = _recorded([run for pair in pairs.values() for run in pair], jobs, "drift")
     return {name: drift(found[own], found[theirs]) for name, (own, theirs) in pairs.items()}
 
 
-def paired_training(base, candidate, reference, jobs=0, steps=500, twins=2):
+def _recorded(runs, jobs, description):
+    """Train runs, and record them so that an audit can pick them."""
+    found = running.run_all(runs, jobs, description)
+    present.runs({description: found.values()})
+    return found
+
+
+# Of a twin, one of these weights of the convolution starts one unit in the last place higher: in corners, at the edge
+# and in the middle of the kernel, in different filters.
+NUDGES = (125, 249, 373, 497, 621)
+EARLY = 5  # steps within which float32 has hardly parted from itself, and a small fault still shows
+
+
+def paired_training(base, candidate, reference, jobs=0, steps=None, twins=2):
     """Train both layers from the same weights on the same batches, in float64 and float32, and twins of the reference
     in each of which one weight starts one unit in the last place higher.
 
     Args:
         base, candidate, reference, jobs: as in `fault_drifts`.
-        steps: how many at most.
-        twins: how many.
+        steps: how many. Default: a twentieth of the Run's, 10 at least.
+        twins: how many, of NUDGES.
 
     Returns:
         dict with `float64` and `float32`, the largest difference of a weight between candidate and reference, `twin`,
         the largest between the reference and any of its twins in float32, `rounding`, that between the reference in
-        float32 and in float64, and `steps`.
+        float32 and in float64; `moving`, as `float64` but of the moving statistics; `early`, the four first of the
+        traced parameters alone after EARLY steps, empty where there are none; and `steps`.
     """
-    steps = min(steps, base.steps)
+    steps = steps or max(10, base.steps // 20)
     own, theirs = (
-        replace(base, steps=steps, evaluate_every=steps, trace=True, **layer)
+        replace(base, steps=steps, evaluate_every=steps, **TRACED, **layer)
         for layer in (candidate, reference)
     )
     exact = [replace(run, dtype="float64") for run in (own, theirs)]
-    moved = [replace(theirs, nudge=k) for k in range(1, twins + 1)]
-    found = running.run_all([own, theirs, *exact, *moved], jobs, "paired training")
-    return {
-        "float64": largest_weight_difference(*(found[run] for run in exact)),
-        "float32": largest_weight_difference(found[own], found[theirs]),
-        "twin": max(largest_weight_difference(found[run], found[theirs]) for run in moved),
-        "rounding": largest_weight_difference(found[theirs], found[exact[1]]),
+    moved = [replace(theirs, nudge=nudge) for nudge in NUDGES[:twins]]
+    found = _recorded([own, theirs, *exact, *moved], jobs, "paired training")
+
+    def measured(difference):
+        return {
+            "float64": difference(*(found[run] for run in exact)),
+            "float32": difference(found[own], found[theirs]),
+            "twin": max(difference(found[run], found[theirs]) for run in moved),
+            "rounding": difference(found[theirs], found[exact[1]]),
+        }
+
+    early = min(EARLY, steps)
+    return measured(largest_weight_difference) | {
+        "moving": largest_weight_difference(*(found[run] for run in exact), moving=True),
+        "early": measured(lambda a, b: drifted(a, b, early)) if found[theirs].trace else {},
         "steps": steps,
     }
 
 
-def mechanism_drifts(base, jobs=0, steps=30):
-    """Train pairs of networks with batch normalization that differ in one thing each, in float32 and float64.
+# --- mechanisms ------------------------------------------------------------------------------------------------------
+
+PLAIN = "the plain formula, by autodiff"
+
+
+def mechanisms(method, own):
+    """The ways in which two networks with 'the same' normalization may differ.
+
+    Args:
+        method: "BN", "LN" or "WN".
+        own: the Run with the own layer.
+
+    Returns:
+        dict mechanism -> (Run, the Run it is held against): a planted fault is held against the same formula without.
+    """
+    kind = {"BN": "Batch", "LN": "Layer", "WN": "Weight"}[method]
+
+    def changed(norm=own.norm, where=own.where, **options):
+        options = tuple((dict(own.options) | options).items())
+        return replace(own, norm=norm, where=where, options=options), own
+
+    def planted(fault, **options):
+        layers = (
+            changed(f"study.faulty:Faulty{kind}Normalization", fault=f, **options) for f in (fault, "none")
+        )
+        return tuple(run for run, _ in layers)
+
+    found = {
+        "TensorFlow's layer": (replace(own, **network.REFERENCES[method]), own),
+        PLAIN: (planted("none")[0], own),
+        "no bias before it": (replace(own, bias=False), own),
+        "other batches": (replace(own, seed=own.seed + 1_000, weights_seed=own.seed), own),
+        "other initial weights": (replace(own, weights_seed=own.seed + 1_000), own),
+        "repeated updates": (replace(own, repeat_updates=True), own),
+    }
+    if method == "WN":
+        return found | {
+            "length detached": planted("detached length"),
+            "length over the first axis": planted("first axis"),
+            "ε = 1e-12 under the root": planted("epsilon", epsilon=1e-12),
+            "one g, length over the first axis": changed("study.original:WeightNormalization"),
+        }
+    found |= {
+        "ε = 1e-3 for 1e-5": changed(epsilon=1e-3),
+        "unbiased variance": planted("unbiased variance"),
+        "one-pass variance": planted("one-pass variance"),
+        "statistics detached": planted("detached statistics"),
+        "after ReLU": changed(where=("relu",)),
+        "axis 1": changed(axis=1),
+    }
+    if method == "BN":
+        return found | {
+            "momentum 0.99 for 0.9": changed(momentum=0.99),
+            "moving variance from 0": changed(moving_variance_initializer="zeros"),
+            "unbiased moving variance": planted("unbiased moving variance"),
+            "a γ for each place": planted("parameters of the whole sample"),
+        }
+    by_channel = {"norm": "normlib:GroupNormalization", "options": (("groups", 1), ("epsilon", 1e-5))}
+    return found | {
+        "axis −1, the channels": changed(axis=-1),
+        "a γ for each channel": (replace(own, **by_channel), own),
+        "a γ for each place in the batch": changed(
+            "study.original:LayerNormalization", positions=own.batch_size
+        ),
+    }
+
+
+def mechanism_drifts(base, method, jobs=0, steps=None):
+    """Train pairs of networks that differ in one mechanism each, in float32 and float64, on the embedded sample.
 
     Args:
         base: the Run to start from.
+        method: "BN", "LN" or "WN".
         jobs: as in `running.run_all`.
-        steps: how many at most.
+        steps: how many. Default: a seventieth of the Run's, STEPS at least.
 
     Returns:
-        (DataFrame, float): the largest absolute difference of any gamma or beta after the last step, with columns
-        mechanism, float32 and float64; and the same for a twin in float32, one weight of which starts one unit in the
-        last place higher.
+        DataFrame with columns mechanism, float32 and float64 (the largest difference of a traced parameter after the
+        last step), rounding (the same between the changed network in float32 and in float64), band (the same in float32
+        between the own layer and the farthest of its twins, or itself in float64: what float32 leaves open) and steps.
     """
-    steps = min(steps, base.steps)
-    own = replace(base, steps=steps, evaluate_every=steps, trace=True, **network.METHODS["BN"])
-
-    def changed(**options):
-        return replace(own, options=tuple((dict(own.options) | options).items()))
-
-    def faulty(fault):
-        return replace(changed(fault=fault), norm="study.faulty:FaultyBatchNormalization")
-
-    pairs = {
-        "momentum 0.99 for 0.9": changed(momentum=0.99),
-        "unbiased moving variance": faulty("unbiased moving variance"),
-        "TensorFlow's layer": replace(own, **network.REFERENCES["BN"]),
-        "the plain formula, by autodiff": faulty("none"),
-        "unbiased variance": faulty("unbiased variance"),
-        "epsilon 1e-3 for 1e-5": changed(epsilon=1e-3),
-        "detached statistics": faulty("detached statistics"),
-        "other batches": replace(own, seed=base.seed + 1_000, weights_seed=base.seed),
-        "other initial weights": replace(own, weights_seed=base.seed + 1_000),
-        "repeated updates": replace(own, repeat_updates=True),
-    }
-    twin = replace(own, nudge=1)
-    runs = [own, *pairs.values()]
-    found = running.run_all(
-        [twin, *runs, *(replace(run, dtype="float64") for run in runs)], jobs, "mechanisms"
-    )
+    steps = steps or max(STEPS, base.steps // 70)
+    base = replace(base, dataset="fashion_mnist", sample=True, steps=steps, evaluate_every=steps, **TRACED)
+    own = replace(base, **network.METHODS[method])
+    pairs = mechanisms(method, own)
+    twins = [replace(own, nudge=nudge) for nudge in NUDGES]
+    singles = dict.fromkeys([own, *(run for pair in pairs.values() for run in pair)])
+    exact = {run: replace(run, dtype="float64") for run in singles}
+    found = _recorded([*twins, *exact, *exact.values()], jobs, f"mechanisms of {method}")
 
     def apart(a, b):
-        of_all = drift(found[a], found[b])
-        return float(of_all.largest[of_all.step == steps].max())
+        return drifted(found[a], found[b])
 
-    def against(run):  # a planted fault is held against the same formula without it
-        return plain if run.norm == plain.norm and run != plain else own
+    band = max(apart(run, own) for run in (*twins, exact[own]))
+    return pd.DataFrame(
+        {
+            "mechanism": name,
+            "float32": apart(run, against),
+            "float64": apart(exact[run], exact[against]),
+            "rounding": apart(run, exact[run]),
+            "band": band,
+            "steps": steps,
+        }
+        for name, (run, against) in pairs.items()
+    )
 
-    plain = pairs["the plain formula, by autodiff"]
-    rows = []
-    for name, run in pairs.items():
-        exact = (replace(r, dtype="float64") for r in (run, against(run)))
-        rows.append({"mechanism": name, "float32": apart(run, against(run)), "float64": apart(*exact)})
-    return pd.DataFrame(rows), apart(twin, own)
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+
+def _given(text):
+    """An argument NAME=VALUE of the command line, the value a Python literal."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise argparse.ArgumentTypeError(
+            f"Expected NAME=VALUE with a Python literal, such as axis=[1,2] or name=\"'x'\". Received: {text!r}"
+        ) from None
+
+
+def _positive(text):
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"Expected a whole number from 1. Received: {text!r}")
+    return int(text)
 
 
 def main(arguments=None):
-    """Examine a layer from the command line: 0 if it is the same, 1 if it is not, 2 for wrong arguments."""
+    """Examine a layer: exit code 0 if it is the same, 1 if it is not, 2 if it or an argument is not understood."""
     from study import examination  # it builds on this module
 
     parser = argparse.ArgumentParser(prog="python -m study.equivalence", description=main.__doc__)
     parser.add_argument("candidate", help="import path module:Class of your layer; its code is run")
     parser.add_argument("reference", nargs="?", default="keras.layers:BatchNormalization")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of both layers"
-    )
-    parser.add_argument("--steps", type=int, default=60, help="of the paired training")
+    for name, of in (("--set", "both layers"), ("--set-candidate", "the candidate alone")):
+        parser.add_argument(
+            name, action="append", default=[], metavar="NAME=VALUE", type=_given, help=f"an argument of {of}"
+        )
+    parser.add_argument("--steps", type=_positive, default=20, help="of the paired training (default: 20)")
     parser.add_argument("--json", type=pathlib.Path, help="file for the certificate as JSON")
     options = parser.parse_args(arguments)
-    try:
-        given = [
-            (name, ast.literal_eval(value)) for name, _, value in (s.partition("=") for s in options.set)
-        ]
-        for path in (options.candidate, options.reference):
+    for path in (options.candidate, options.reference):
+        try:
             network.resolve(path)
-    except (ValueError, SyntaxError) as error:
-        parser.error(str(error))
-    certificate = examination.examine(options.candidate, options.reference, tuple(given), options.steps)
+        except (Exception, SystemExit) as error:  # a module may do anything when it is imported
+            parser.error(f"{path} cannot be imported. {type(error).__name__}: {error}")
+    certificate = examination.examine(
+        options.candidate,
+        options.reference,
+        tuple(options.set),
+        options.steps,
+        own=tuple(options.set_candidate),
+    )
     print(certificate.text())
     if options.json:
         options.json.write_text(certificate.json() + "\n")

@@ -18,6 +18,7 @@ EPSILONS = (1e-7, 1e-5, 1e-3, 1e-1, 1.0)
 SIZES = (2, 8, 32, 100, 300)
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 STEPS = 60  # of the short training
+WORST = 10.0  # nats; of a loss that explodes, no more is drawn
 
 
 def layer_of(method, axis=None, epsilon=1e-5):
@@ -56,42 +57,41 @@ def view(base, method, axis, epsilon, size, rate):
     """What one setting of the knobs does.
 
     Returns:
-        (figure, DataFrame): activations and their deviations before and after the normalization, and the loss of a
-        short training with and without it; and the statistics of the activations, a row each.
+        (figure, DataFrame): activations and their deviations before any training, and the loss of a short one, with
+        the method and without any; and what these come to, a row each.
 
     Raises:
         ValueError, TypeError: of the layer, where it has no such axis.
     """
-    layers = {"without": {}, f"with {method}": layer_of(method, axis, epsilon)}
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 2.8))
-    rows = []
-    for (name, layer), look in zip(
-        layers.items(), (present.style("none"), present.style(method)), strict=True
-    ):
+    rows = {}
+    for name, layer in ({"none": {}} | {method: layer_of(method, axis, epsilon)}).items():
         values = activations(base, layer, size)
         short = replace(base, steps=STEPS, evaluate_every=STEPS, batch_size=size, learning_rate=rate)
         history = short_training(replace(short, validation=True, **layer))
         by_filter = values.std(axis=(0, 1, 2))
-        left.hist(values.ravel(), bins=80, density=True, histtype="step", label=name, color=look["color"])
-        middle.plot(np.sort(by_filter), label=name, **look)
+        look = present.style(name)
+        left.hist(values.ravel(), bins=80, density=True, histtype="step", **look)
+        middle.plot(np.sort(by_filter), **look)
         right.plot(np.arange(1, STEPS + 1), history.training_loss, label=name, **look)
-        rows.append(
-            {
-                "": name,
-                "mean": values.mean(),
-                "deviation": values.std(),
-                "smallest of a filter": by_filter.min(),
-                "largest": by_filter.max(),
-                "zero after ReLU": (values <= 0).mean(),
-                "loss at the end": history.training_loss[-10:].mean(),
-                "held-out accuracy": history.accuracy[-1],
-            }
-        )
-    left.set(xlabel="what ReLU gets", ylabel="density", yscale="log")
-    middle.set(xlabel="filter, by size", ylabel="its deviation")
-    right.set(xlabel="step", ylabel="loss of the batch, nats")
+        rows[name] = {
+            "mean": values.mean(),
+            "deviation": values.std(),
+            "smallest of a filter": by_filter.min(),
+            "largest": by_filter.max(),
+            "zero after ReLU": (values <= 0).mean(),
+            "loss at the end": np.nan if history.diverged else history.training_loss[-10:].mean(),
+            "held-out accuracy": history.accuracy[-1],
+        }
+    left.set(title="What ReLU gets, before training", xlabel="activation", ylabel="density", yscale="log")
+    middle.set(
+        title="… filter by filter", xlabel="filter, sorted", ylabel="standard deviation", ylim=(0, None)
+    )
+    right.set(title=f"The first {STEPS} steps", xlabel="step", ylabel="loss of the batch, nats")
+    right.set_ylim(0, min(right.get_ylim()[1], WORST))
     right.legend()
-    return figure, pd.DataFrame(rows).set_index("").round(3)
+    statistics = pd.DataFrame.from_dict(rows, orient="index").round(3)
+    return figure, statistics.astype(object).fillna("diverged")
 
 
 def panel(base, method="BN"):
@@ -114,20 +114,25 @@ def panel(base, method="BN"):
             options=RATES, value=0.01, description="rate", continuous_update=False
         ),
     }
+    note = widgets.HTML()
 
     def show(**chosen):
+        for name in ("axis", "epsilon"):
+            knobs[name].disabled = "epsilon" not in dict(network.METHODS[chosen["method"]].get("options", ()))
+        note.value = f"Training {STEPS} steps …"
         try:
             figure, statistics = view(base, **chosen)
+            display(figure, statistics)
         except (TypeError, ValueError) as error:  # such an axis makes no such layer
-            print(error)
-            return
-        display(figure, statistics)
-        plt.close(figure)
+            print(f"There is no such layer. {error}")
+        note.value = (
+            "A change trains anew, for seconds. LN and RMS average over the axis; BN, GN and IN over all but it, "
+            "the last two image by image."
+        )
+        plt.close("all")
 
-    note = widgets.HTML(
-        f"Before any training, and the first {STEPS} steps of one. A change takes some seconds."
-    )
-    display(
-        widgets.VBox([widgets.HBox(list(knobs.values())[:2]), widgets.HBox(list(knobs.values())[2:]), note])
-    )
-    display(widgets.interactive_output(show, knobs))
+    rows = [
+        widgets.HBox([knobs[name] for name in names])
+        for names in (("method", "axis"), ("epsilon", "size", "rate"))
+    ]
+    display(widgets.VBox([*rows, note]), widgets.interactive_output(show, knobs))

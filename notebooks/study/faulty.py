@@ -9,22 +9,49 @@ import normlib
 FAULTS = {
     "none": "the plain formula, differentiated by TensorFlow",
     "unbiased variance": "the variance is divided by N − 1",
+    "one-pass variance": "the variance is the mean square minus the squared mean",
     "detached mean": "no gradient flows through the mean",
     "detached variance": "no gradient flows through the variance",
     "detached statistics": "no gradient flows through the mean and the variance",
     "epsilon outside the root": "epsilon is added to the deviation",
     "unbiased moving variance": "only the moving variance is that divided by N − 1",
+    "parameters of the whole sample": "there is a gamma and a beta for each element of a sample",
+    "the batch in inference": "inference normalizes by the batch's statistics",
 }
+# The same of weight normalization:
+WEIGHT_FAULTS = {
+    "none": "the plain formula, differentiated by TensorFlow",
+    "detached length": "no gradient flows through the length of v",
+    "first axis": "the length of v is taken over the kernel's first axis alone",
+    "epsilon": "epsilon is added to the squared length of v",
+}
+
+
+def _known(fault, faults):
+    if fault not in faults:
+        raise ValueError(f"Expected a fault among {', '.join(faults)}. Received: fault={fault!r}")
+    return fault
 
 
 class _Faulty:
     """The plain formula with one fault, in the place of `standardize`; no masks, no replicas."""
 
     def __init__(self, *arguments, fault="none", **options):
-        if fault not in FAULTS:
-            raise ValueError(f"Expected a fault among {', '.join(FAULTS)}. Received: fault={fault!r}")
         super().__init__(*arguments, **options)
-        self.fault = fault
+        self.fault = _known(fault, FAULTS)
+
+    def build(self, input_shape):
+        self._sample = tuple(input_shape[1:])
+        super().build(input_shape)
+
+    def _add_parameter(self, name, shape, options):
+        whole = self.fault == "parameters of the whole sample"
+        return super()._add_parameter(name, self._sample if whole else shape, options)
+
+    def _broadcast(self, parameter, rank):
+        if parameter is not None and tuple(parameter.shape) == self._sample:
+            return tf.convert_to_tensor(parameter)[None]
+        return super()._broadcast(parameter, rank)
 
     def _standardize(self, x, **_):
         rank = x.shape.rank
@@ -32,7 +59,11 @@ class _Faulty:
         gamma, beta = (self._broadcast(parameter, rank) for parameter in (self.gamma, self.beta))
         mean = tf.reduce_mean(x, axes, keepdims=True)
         detached = tf.stop_gradient(mean) if self.fault in ("detached mean", "detached statistics") else mean
-        variance = tf.reduce_mean(tf.square(x - detached), axes, keepdims=True)
+        variance = (
+            tf.reduce_mean(tf.square(x), axes, keepdims=True) - tf.square(mean)
+            if self.fault == "one-pass variance"
+            else tf.reduce_mean(tf.square(x - detached), axes, keepdims=True)
+        )
         count = tf.cast(tf.size(x) / tf.size(variance), x.dtype)
         unbiased = variance * count / (count - 1)
         used = unbiased if self.fault == "unbiased variance" else variance
@@ -56,7 +87,35 @@ class _Faulty:
 class FaultyBatchNormalization(_Faulty, normlib.BatchNormalization):
     """Batch normalization with one fault of FAULTS; arguments as there, and `fault`."""
 
+    def _infer(self, x):
+        return self._standardize(x)[0] if self.fault == "the batch in inference" else super()._infer(x)
+
 
 @keras.saving.register_keras_serializable("study")
 class FaultyLayerNormalization(_Faulty, normlib.LayerNormalization):
     """Layer normalization with one fault of FAULTS; arguments as there, and `fault`."""
+
+
+@keras.saving.register_keras_serializable("study")
+class FaultyWeightNormalization(normlib.WeightNormalization):
+    """Weight normalization with one fault of WEIGHT_FAULTS; arguments as there, `fault`, and `epsilon` for that of this
+    name."""
+
+    def __init__(self, layer, fault="none", epsilon=1e-3, **options):
+        super().__init__(layer, **options)
+        self.fault, self.epsilon = _known(fault, WEIGHT_FAULTS), epsilon
+
+    def kernels(self):
+        found = []
+        for v, axes, g in self._kernels:
+            v, g = tf.convert_to_tensor(v), tf.convert_to_tensor(g)
+            along = axes[:1] if self.fault == "first axis" else axes
+            square = tf.reduce_sum(tf.square(v), along, keepdims=True)
+            length = tf.sqrt(square + self.epsilon if self.fault == "epsilon" else square)
+            length = tf.stop_gradient(length) if self.fault == "detached length" else length
+            sizes = [1 if axis in axes else size for axis, size in enumerate(v.shape)]
+            found.append(tf.reshape(g, sizes) * v / length)
+        return found
+
+    def get_config(self):
+        return {**super().get_config(), "fault": self.fault, "epsilon": self.epsilon}

@@ -8,8 +8,21 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from study import present, statistics
-from study.equivalence import BOTH_FAULTS, NO_FAULT, NO_FAULT_64, fault_name
+from study import present, statistics, tuning
+from study.equivalence import NO_FAULT, NO_FAULT_64, fault_name
+
+SMALLEST = 0.005  # a smaller difference of accuracy does not matter, however sure
+
+
+def told(difference):
+    """What (mean, low, high, ...) of a paired difference of accuracies says: 'higher' or 'lower' if the interval leaves
+    zero out and the mean is at least SMALLEST; 'alike' if the interval lies within SMALLEST; else 'not told apart'."""
+    mean, low, high = difference[:3]
+    if low > 0 and mean >= SMALLEST:
+        return "higher"
+    if high < 0 and mean <= -SMALLEST:
+        return "lower"
+    return "alike" if -SMALLEST < low <= high < SMALLEST else "not told apart"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +35,7 @@ class Comparison:
         gain: paired difference a minus b of the mean accuracy over all measured steps, (mean, low, high).
         steps: length of the runs.
         steps_to_target: median steps after which a reaches b's mean final accuracy; inf if it does not.
+        steps_of_b: the same of b itself.
         seeds: how many.
     """
 
@@ -32,15 +46,20 @@ class Comparison:
     gain: tuple
     steps: int
     steps_to_target: float
+    steps_of_b: float
     seeds: int
 
     @property
     def verdict(self):
-        """'faster' or 'slower' if the interval of the gain leaves zero out, else 'not told apart'."""
-        _, low, high = self.gain
-        if low > 0:
-            return "faster"
-        return "slower" if high < 0 else "not told apart"
+        """'faster', 'slower', 'as fast' or 'not told apart': see `told`."""
+        words = {"higher": "faster", "lower": "slower", "alike": "as fast"}
+        return words.get(told(self.gain), "not told apart")
+
+    @property
+    def saved(self):
+        """How many times fewer steps a needs to the target; nan where one of the two does not get there."""
+        both = np.isfinite(self.steps_to_target) and np.isfinite(self.steps_of_b)
+        return self.steps_of_b / self.steps_to_target if both else float("nan")
 
     @property
     def message(self):
@@ -48,7 +67,10 @@ class Comparison:
         if self.verdict == "not told apart":
             both = present.words(self.name_a, self.name_b)
             return f"{self.seeds} seeds do not tell the speeds of training {both} apart."
-        return f"The network learns {self.verdict} {present.words(self.name_a)} than {present.words(self.name_b)}."
+        with_a, with_b = present.words(self.name_a), present.words(self.name_b)
+        if self.verdict == "as fast":
+            return f"The network learns as fast {with_a} as {with_b}, within {100 * SMALLEST:g} points."
+        return f"The network learns {self.verdict} {with_a} than {with_b}."
 
     @property
     def sentence(self):
@@ -56,7 +78,8 @@ class Comparison:
         mean, low, high = (100 * value for value in self.gain)
         with_a, with_b = present.words(self.name_a), present.words(self.name_b)
         reached = (
-            f"after {self.steps_to_target:,.0f} of {self.steps:,} steps (median)"
+            f"after {self.steps_to_target:,.0f} of {self.steps:,} steps (median), {with_b} itself after "
+            f"{_steps(self.steps_of_b)}"
             if np.isfinite(self.steps_to_target)
             else f"in none of the {self.steps:,} steps"
         )
@@ -78,7 +101,7 @@ def compare(name_a, histories_a, name_b, histories_b):
         raise ValueError(f"Expected the same seeds in the same order. Received: {seeds_a} and {seeds_b}")
     final_a, final_b = ([h.accuracy[-1] for h in histories] for histories in (histories_a, histories_b))
     curve_a, curve_b = ([h.accuracy.mean() for h in histories] for histories in (histories_a, histories_b))
-    target = float(np.mean(final_b))
+    steps_a, steps_b = (_median_steps(h, float(np.mean(final_b))) for h in (histories_a, histories_b))
     comparison = Comparison(
         name_a,
         name_b,
@@ -86,7 +109,8 @@ def compare(name_a, histories_a, name_b, histories_b):
         tuple(statistics.mean_interval(final_b)),
         tuple(statistics.mean_interval(np.subtract(curve_a, curve_b))),
         int(histories_a[0].steps[-1]),
-        float(np.median([statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories_a])),
+        steps_a,
+        steps_b,
         len(seeds_a),
     )
     for name, final in ((name_a, comparison.final_a), (name_b, comparison.final_b)):
@@ -99,6 +123,25 @@ def compare(name_a, histories_a, name_b, histories_b):
         seeds=comparison.seeds,
     )
     return comparison
+
+
+def _median_steps(histories, target):
+    return float(np.median([statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories]))
+
+
+def milliseconds(*groups):
+    """What a step of each method costs: dict method -> the fewest milliseconds of any of its runs with batches of 100,
+    since other work on the machine only adds.
+
+    Args:
+        groups: dicts method -> list of History.
+    """
+    found = {}
+    for group in groups:
+        for method, histories in group.items():
+            of_method = [h.milliseconds_per_step for h in histories if h.run.batch_size == 100]
+            found[method] = min([*of_method, found.get(method, np.inf)])
+    return {method: float(value) for method, value in found.items()}
 
 
 def same_curves(name_a, histories_a, name_b, histories_b):
@@ -153,28 +196,65 @@ def attribution_message(drifts, parameters="the parameters"):
     return f"{make[0].upper()}{make[1:]}; with both faults removed, only round-off is left."
 
 
-def attribution_sentence(method, drifts):
-    """The finding in full: the size of the drift with each combination of faults."""
-    sizes = {name: final_drift(drift) for name, drift in drifts.items()}
-    last = int(drifts[NO_FAULT].step.max())
-    for name, size in sizes.items():
-        present.number(f"{method.lower()}.drift.{_key(name)}", size, unit="parameter", seeds=1)
-    message = attribution_message(drifts, f"{method}'s parameters")
-    listed = "; ".join(f"{name}, {scientific(size)}" for name, size in sizes.items())
-    alone = [name for name in sizes if " and " not in name and not name.startswith("neither")]
-    shares = ", ".join(f"{name} {100 * sizes[name] / sizes[BOTH_FAULTS]:.0f} %" for name in alone)
+def shares_message(table):
+    """The caption's first sentence of a table of `original.shares`: each mechanism's share of each quantity."""
+    told = []
+    for quantity, rows in table.groupby("quantity", sort=False):
+        whole = rows.difference.iloc[-1]
+        parts = rows[~rows.mechanism.str.startswith("all,")].sort_values("share", ascending=False)
+        listed = _list(
+            [f"{row.mechanism} {_share(row.share)}" for row in parts.itertuples() if abs(row.share) >= 0.005]
+        )
+        told.append(
+            f"of the difference in {quantity} ({signed(whole, 4)}) {listed or 'nothing is explained'}"
+        )
+    text = "; ".join(told)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _share(share):
+    return f"{100 * share:.0f} %".replace("-", "−")
+
+
+def attribution_sentence(method, table):
+    """The finding in full: what made the drift of 2019, on its own quantity."""
+    for row in table.itertuples():
+        name = f"{method.lower()}.drift.{row.quantity}.{_key(row.mechanism)}"
+        present.number(name, row.difference, [row.low, row.high], "parameter")
     return (
-        f"In the training of 2019, {message[0].lower()}{message[1:]} The largest difference after {last} steps, by "
-        f"fault: {listed}. Each fault alone makes this much of what both make together: {shares}."
+        f"The means of {method}'s parameters drifted apart in 2019 for these reasons, after 15 steps: "
+        f"{shares_message(table)}"
     )
 
 
-def drift_message(drifts):
-    """The caption's first sentence of the drift figure."""
-    before, after = final_drift(drifts[BOTH_FAULTS]), final_drift(drifts[NO_FAULT])
-    if is_round_off(drifts) and before > STANDS_OUT * after:
-        return "The drift of 2019 is its training loop's: without the two faults, only round-off is left."
-    return "The parameters part with the two faults of 2019 and without them."
+def drift_message(drifts, as_in_2019):
+    """The caption's first sentence of the drift figure: the mean differences that it draws, at the last step.
+
+    Args:
+        drifts: of `equivalence.fault_drifts`.
+        as_in_2019: the DataFrame of `equivalence.drift` that the left panel draws.
+    """
+    before, after = (
+        _list(
+            [f"{signed(v, 4) if abs(v) >= 5e-5 else scientific(v)} ({name})" for name, v in _means(d).items()]
+        )
+        for d in (as_in_2019, drifts[NO_FAULT])
+    )
+    told = f"the means part by {before} with the faults of 2019, and by {after} paired properly"
+    if is_round_off(drifts) and final_drift(as_in_2019) > STANDS_OUT * final_drift(drifts[NO_FAULT]):
+        return f"The drift of 2019 is none of the layers' own: {told}."
+    return f"{told[0].upper()}{told[1:]}."
+
+
+def _means(drift):
+    """The mean differences of the first layer's parameters at the last step, by name."""
+    last = drift[drift.step == drift.step.max()]
+    layer = last.parameter.iloc[0].split("/")[0]
+    return {
+        name.split("/")[-1]: mean
+        for name, mean in zip(last.parameter, last["mean"], strict=True)
+        if name.startswith(layer)
+    }
 
 
 def same_sentence(method, apart):
@@ -249,62 +329,52 @@ def one_call_message(method, differences):
     return "One call of the two layers differs by more than round-off."
 
 
-# --- the axes of layer normalization -----------------------------------------------------------------------------
+def exactness_message(method, errors):
+    """How exact the two layers are in float32: in each quantity, whose error is larger, and how many times."""
+    times = errors.set_index("quantity")
+    times = times["TensorFlow's"] / times["own"].clip(lower=0.5)  # half a unit is as exact as can be
+    for quantity, value in times.items():
+        present.number(f"{method.lower()}.one_call.{quantity}.times_less_exact", value)
+    worst, best = times.idxmax(), times.idxmin()
+    told = [
+        f"TensorFlow's {method} is {value:.2g} times less exact than the own one in {quantity}"
+        if value > 2
+        else f"the own {method} is {1 / value:.2g} times less exact than TensorFlow's in {quantity}"
+        for quantity, value in {worst: times[worst], best: times[best]}.items()
+        if value > 2 or value < 0.5
+    ]
+    if not told:
+        return f"In float32 own and TensorFlow's {method} are equally exact, within a factor of two."
+    return f"In float32 {' and '.join(told)}."
 
 
-def ablation_table(arms):
-    """Final accuracy and roughness of each (axes, repeated) arm."""
-    rows = []
-    for (axes, repeated), histories in arms.items():
-        mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
-        rows.append(
-            {
-                "axes": axes,
-                "updates at step t": "t" if repeated else "1",
-                "final accuracy": f"{mean:.4f} ({low:.4f} to {high:.4f})",
-                "roughness": f"{100 * np.mean([_roughness(h) for h in histories]):.2f}",
-            }
-        )
-    return pd.DataFrame(rows)
+# --- layer normalization in 2019 -----------------------------------------------------------------------------------
 
 
-def reason_message(arms):
-    """The caption's first sentence: which difference lowers the accuracy of what 2019 called TensorFlow's layer."""
-    axis, updates = _shares(arms)
-    if max(axis, updates) < 0.001:
-        return "Neither the axes nor the repeated updates lower the accuracy here."
-    larger = "repeated updates" if updates > axis else "axes"
-    return f"Of the two differences of 2019, the {larger} cost more accuracy here."
-
-
-def reason_sentence(arms):
-    """The finding in full: the answer to the blank of 2019."""
-    axis, updates = _shares(arms)
-    steady = 100 * np.mean([_roughness(h) for h in arms["H, W, C", False]])
-    rough = 100 * np.mean([_roughness(h) for h in arms["rows", True]])
-    present.number("ln.reason.axes", axis, unit="fraction", seeds=len(arms["rows", False]))
-    present.number("ln.reason.updates", updates, unit="fraction", seeds=len(arms["rows", True]))
+def reason_message(table):
+    """The caption's first sentence: what makes 2019's own layer end higher than what it called TensorFlow's, if it
+    does."""
+    accuracy = table[table.quantity == "accuracy"].set_index("mechanism").difference
+    whole = accuracy.pop("all, as in 2019")
+    if whole > -0.001:
+        return "As trained in 2019, TensorFlow's layer does not end lower than the own one here."
+    cause = accuracy.idxmin()
     return (
-        f"{reason_message(arms)} Normalizing rows instead of whole images changes the final accuracy by "
-        f"{signed(-100 * axis)} points; repeating the updates as well, by another {signed(-100 * updates)} points "
-        f"(means over {len(arms['rows', True])} seeds). With both, the curve jumps by {rough:.2f} points from one "
-        f"measurement to the next; with neither, by {steady:.2f}."
+        f"As trained in 2019, TensorFlow's layer ends {100 * -whole:.2f} points lower than the own one, of which "
+        f"{cause} make{'' if cause.endswith('s') else 's'} {_share(accuracy[cause] / whole)}."
     )
 
 
-def _shares(arms):
-    """What the axes cost, and what the repeated updates cost beyond that: fractions of test images."""
-    whole, rows, both = (
-        np.mean([h.accuracy[-1] for h in arms[arm]])
-        for arm in (("H, W, C", False), ("rows", False), ("rows", True))
+def reason_sentence(table):
+    """The finding in full: the answer to the blank of 2019."""
+    for row in table.itertuples():
+        present.number(
+            f"ln.reason.{row.quantity}.{_key(row.mechanism)}", row.difference, [row.low, row.high], "fraction"
+        )
+    return (
+        f"{reason_message(table)} (The study of 2019 broke off at 'the reason is'.) TensorFlow's minus own: "
+        f"{shares_message(table)}"
     )
-    return float(whole - rows), float(rows - both)
-
-
-def _roughness(history):
-    """Mean absolute change of the accuracy from one measurement to the next, over the second half."""
-    late = history.accuracy[len(history.accuracy) // 2 :]
-    return float(np.mean(np.abs(np.diff(late)))) if len(late) > 1 else float("nan")
 
 
 # --- all methods -------------------------------------------------------------------------------------------------
@@ -315,11 +385,12 @@ class Ranking:
 
     Args:
         curves: dict name -> list of History, the same seeds in the same order.
+        cost: of `milliseconds`.
         baseline: the method whose mean final accuracy is the target.
     """
 
-    def __init__(self, curves, baseline="none"):
-        self.curves, self.baseline = curves, baseline
+    def __init__(self, curves, cost, baseline="none"):
+        self.curves, self.cost, self.baseline = curves, cost, baseline
         self.target = float(np.mean([h.accuracy[-1] for h in curves[baseline]]))
         self.comparisons = {
             name: compare(name, histories, baseline, curves[baseline])
@@ -343,9 +414,12 @@ class Ranking:
     def final_message(self):
         """The caption's first sentence of the final accuracies."""
         best, second = self._by_final[:2]
-        apart = best.final_a[1] > second.final_a[2]
-        but = "" if apart else f", but the interval overlaps that {present.words(second.name_a)}"
-        return f"The network ends highest {present.words(best.name_a)}{but}."
+        ends = ([h.accuracy[-1] for h in self.curves[c.name_a]] for c in (best, second))
+        apart = statistics.paired_difference(*ends)
+        return (
+            f"The network ends highest {present.words(best.name_a)}: {points(apart)} points against "
+            f"{second.name_a}, seed by seed, {_WHETHER[told(apart)]}."
+        )
 
     @property
     def sentence(self):
@@ -369,26 +443,24 @@ class Ranking:
         """The computed part of why: what the method's cost takes back of its gain."""
         parts = []
         for comparison in self._by_speed:
-            cost = self._milliseconds(comparison.name_a) / self._milliseconds(self.baseline)
-            saved = comparison.steps / comparison.steps_to_target
+            cost, saved = self.cost[comparison.name_a] / self.cost[self.baseline], comparison.saved
             parts.append(
                 f"{comparison.name_a} needs {saved:.1f} times fewer steps, each {cost:.1f} times as long, and is "
                 f"{saved / cost:.1f} times as fast in seconds"
-                if np.isfinite(comparison.steps_to_target)
-                else f"{comparison.name_a} does not reach the target"
+                if np.isfinite(saved)
+                else f"{comparison.name_a} has no such ratio, as one of the two does not get there"
             )
         return (
-            f"To the same target: {'; '.join(parts)}. What the methods have in common is the projection: the "
-            "gradient loses what only shifts or stretches. Whether that is the cause of a gain, or the larger steps "
-            "that it allows, this comparison does not tell."
+            f"To the final accuracy {present.words(self.baseline)}: {'; '.join(parts)}. With BN and LN the gradient "
+            "loses what only shifts or stretches the activations, with WN what only lengthens a weight vector; whether "
+            "that is the cause of a gain, this comparison does not test."
         )
 
     def table(self):
         """One row a method."""
         rows = []
         for name, histories in self.curves.items():
-            reached = [statistics.steps_to_target(h.steps, h.accuracy, self.target) for h in histories]
-            steps, milliseconds = float(np.median(reached)), self._milliseconds(name)
+            steps, milliseconds = _median_steps(histories, self.target), self.cost[name]
             mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
             gain = self.comparisons[name].gain if name in self.comparisons else None
             rows.append(
@@ -408,23 +480,25 @@ class Ranking:
             )
         return pd.DataFrame(rows)
 
-    def _milliseconds(self, name):
-        # Other work on the machine only adds.
-        return float(min(h.milliseconds_per_step for h in self.curves[name]))
-
 
 # --- at each method's own learning rate ---------------------------------------------------------------------------
 
 
-def rates_message(frame, rates, decades):
-    """The caption's first sentence of the sweep."""
-    for method, rate in rates.items():
-        present.number(f"{_key(method)}.best_rate", rate)
-        present.number(f"{_key(method)}.stable_decades", decades[method], unit="decades")
-    low, high = min(rates, key=rates.get), max(rates, key=rates.get)
-    return (
-        f"The best learning rate runs from {rates[low]:.2g} ({present.short(low)}) to {rates[high]:.2g} "
-        f"({present.short(high)})."
+def rates_message(frame):
+    """The caption's first sentence of the map of rates."""
+    rates, stable = tuning.best_rates(frame), tuning.stable_rates(frame)
+    for method, (low, high) in stable.items():
+        present.number(f"{_key(method)}.best_rate", rates[method])
+        present.number(f"{_key(method)}.stable_decades", np.log10(high / low), unit="decades")
+    mine = {m: rates[m] for m in tuning.MAIN if m in rates}
+    dead = frame[frame.diverged > 0].groupby("method", sort=False).rate.min()
+    if frame.rate.nunique() == 1:
+        return f"Each method at the one learning rate {frame.rate.iloc[0]:.2g}: this profile does not search."
+    best = _list([f"{rate:.2g} ({present.short(m)})" for m, rate in mine.items()])
+    return f"The best learning rates are {best}; " + (
+        f"the lowest rate at which a run diverged is {dead.min():.2g} ({present.short(dead.idxmin())})."
+        if len(dead)
+        else "no run diverged."
     )
 
 
@@ -438,12 +512,29 @@ def budget_message(frame):
     )
 
 
-# Fixed before anything was run: what is compared, and by which measure.
-HYPOTHESES = (
-    ("H1", "BN", "none", "mean accuracy over the training"),
-    ("H2", "LN", "BN", "final accuracy"),
-    ("H3", "WN", "none", "mean accuracy over the training"),
-)
+def start_message(frame):
+    """The caption's first sentence on the networks before training: why a best rate may be lower with normalization."""
+    of = frame.set_index("method")
+    for method in of.index:
+        present.number(f"start.{_key(method)}.loss", of.loss[method], unit="nats")
+        present.number(f"start.{_key(method)}.spread", of.spread[method])
+    bn, none = of.loc["BN"], of.loc["none"]
+    ratio = bn.spread / none.spread
+    return (
+        f"Before training, the input of the hidden units spreads by {none.spread:.1f} without normalization and "
+        f"{bn.spread:.1f} with BN, and the loss is {none.loss:.1f} and {bn.loss:.1f} nats: "
+        + (
+            "behind BN and LN the dense layer starts too large, which limits their rates."
+            if ratio > 2 and of.loss["LN"] > none.loss < bn.loss
+            else "they start alike."
+        )
+    )
+
+
+# Fixed before anything was run: what is compared, and by which measure. Speed is the mean accuracy over the training
+# and not the steps to a target: it is defined for a run that does not get there too, and takes in every measurement.
+SPEED, END = "mean held-out accuracy over the training", "test accuracy at the end"
+HYPOTHESES = (("H1", "BN", "none", SPEED), ("H2", "LN", "BN", END), ("H3", "WN", "none", SPEED))
 
 
 def hypotheses(curves):
@@ -456,10 +547,11 @@ def hypotheses(curves):
         DataFrame of what was compared, the difference with its interval, p, p after Holm and the verdict.
     """
     rows = []
+    target = float(np.mean([h.accuracy[-1] for h in curves["none"]]))
+    steps = {method: _median_steps(histories, target) for method, histories in curves.items()}
     for name, a, b, measure in HYPOTHESES:
         values = [
-            [h.accuracy[-1] if measure.startswith("final") else h.accuracy.mean() for h in curves[method]]
-            for method in (a, b)
+            [h.test_accuracy if measure == END else h.accuracy.mean() for h in curves[m]] for m in (a, b)
         ]
         found = statistics.paired_difference(*values)
         _record(f"hypothesis.{name.lower()}", (found.mean, found.low, found.high), "fraction", found.pairs)
@@ -467,13 +559,21 @@ def hypotheses(curves):
             {
                 "hypothesis": f"{name}: {present.short(a)} against {present.short(b)}, {measure}",
                 "difference, points": points(found),
+                "steps to target": f"{_steps(steps[a])} against {_steps(steps[b])}",
                 "p": found.p,
+                "verdict": _direction(a, b, measure, found),
             }
         )
     table = pd.DataFrame(rows)
-    table["p, Holm"] = statistics.holm(table.p)
-    table["verdict"] = np.where(table["p, Holm"] < 0.05, "told apart", "not told apart")
+    table.insert(4, "p, Holm", statistics.holm(table.p))
+    table.loc[table["p, Holm"] >= 0.05, "verdict"] = "not told apart"
     return table
+
+
+def _direction(a, b, measure, difference):
+    words = ("faster", "slower") if measure == SPEED else ("higher", "lower")
+    small = ", by less than matters" if abs(difference.mean) < SMALLEST else ""
+    return f"{a} is {words[difference.mean < 0]} than {present.short(b)}{small}"
 
 
 def hypotheses_message(table, seeds):
@@ -504,8 +604,8 @@ def _sides(table):
     told = []
     for row in table.to_dict("records"):
         a, b = row["hypothesis"].partition(": ")[2].partition(", ")[0].split(" against ")
-        side = "above" if row["difference, points"].startswith("+") else "below"
-        told.append(f"{a} {side if row['verdict'] == 'told apart' else 'not told apart from'} {b}")
+        apart = row["verdict"] != "not told apart"
+        told.append(row["verdict"] if apart else f"{a} is not told apart from {b}")
     return _list(told)
 
 
@@ -524,12 +624,18 @@ def batch_message(frame):
 
 
 def when_sentence(frame):
-    """When LN is better than BN: the sizes of batches at which one is ahead by more than a point."""
-    accuracy = frame.pivot(index="size", columns="method", values="accuracy")
-    ahead = {"LN": [], "BN": []}
+    """When LN is better than BN: the sizes of batches at which one is ahead by more than a point. A size at which a run
+    of either learnt next to nothing says only that its rates did not fit, and is named apart."""
+    cells = frame.set_index(["method", "size"])
+    ahead, collapsed = {"LN": [], "BN": []}, []
     for place, suffix in (("behind the convolution", ""), ("behind the dense layer", ", dense")):
-        for size, gap in (accuracy["LN" + suffix] - accuracy["BN" + suffix]).items():
-            if abs(gap) > 0.01:
+        for size in sorted(frame["size"][frame.method == "BN" + suffix]):
+            ln, bn = (cells.loc[(method + suffix, size)] for method in ("LN", "BN"))
+            gap = ln.accuracy - bn.accuracy
+            if ln.collapsed or bn.collapsed:
+                who = _list([m for m, cell in (("LN", ln), ("BN", bn)) if cell.collapsed])
+                collapsed.append(f"{size} images {place} ({who})")
+            elif abs(gap) > 0.01:
                 ahead["LN" if gap > 0 else "BN"].append(
                     f"{size} images {place} ({100 * abs(gap):.1f} points)"
                 )
@@ -539,10 +645,152 @@ def when_sentence(frame):
         else f"At no size of the batch is {method} more than a point better than {other}"
         for method, other in (("LN", "BN"), ("BN", "LN"))
     ]
+    apart = f" Not counted, since a run learnt next to nothing: {_list(collapsed)}." if collapsed else ""
+    seeds = int(frame.seeds[frame.method == "BN"].min())
+    alone = " One seed does not settle this." if seeds == 1 else f" ({seeds} seeds, their mean.)"
     return (
-        f"{'. '.join(told)}. Under LN an image has statistics of its own; under BN it shares those of the batch, and "
-        "behind a dense layer a batch has a single value for each image."
+        f"{'. '.join(told)}.{apart}{alone} Under LN an image has statistics of its own; under BN it shares the "
+        "batch's, and behind a dense layer a batch has a single value for each image."
     )
+
+
+# --- every method in one table -------------------------------------------------------------------------------------
+
+
+def methods_table(base, frame, tuned, by_batch, cost):
+    """What each method reaches, costs and depends on, a row each; empty where it was not run.
+
+    Args:
+        base: the Run that gives data and initial weights.
+        frame: of `tuning.sweep`.
+        tuned: dict method -> list of History, of the Runs of `tuning.at_best_rates`; none at its end gives the target.
+        by_batch: of `tuning.batch_sizes`.
+        cost: of `milliseconds`.
+    """
+    target = float(np.mean([h.accuracy[-1] for h in tuned["none"]]))
+    smallest = by_batch[by_batch["size"] == by_batch["size"].min()].set_index("method")
+    rates, stable, rows = tuning.best_rates(frame), tuning.stable_rates(frame), []
+    for method, rate in rates.items():
+        trained, inferred, alone = tuning.modes(base, method)
+        low, high = stable[method]
+        rows.append(
+            {
+                "method": method,
+                "best rate": rate,
+                "rates as good": f"{low:.2g} to {high:.2g}" if high > low else "this one",
+                **_reached(tuned.get(method, []), target, cost[method]),
+                "at batch 2": _at(smallest, method),
+                "ms per step": cost[method],
+                "same in inference": "yes" if np.allclose(trained, inferred, atol=1e-4) else "no",
+                "depends on the batch": "no" if np.allclose(trained[:1], alone, atol=1e-4) else "yes",
+                "verdict": beside_none(tuned, method),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _at(cells, method):
+    if method not in cells.index:
+        return ""
+    cell = cells.loc[method]
+    return "collapsed" if cell.collapsed else f"{cell.accuracy:.3f}"
+
+
+def _reached(histories, target, milliseconds):
+    if not histories:
+        return dict.fromkeys(("steps", "test accuracy", "steps to target", "seconds to target"), "")
+    steps = _median_steps(histories, target)
+    seconds = f"{steps * milliseconds / 1e3:.1f}" if np.isfinite(steps) else "not reached"
+    reached = (_steps(steps), seconds) if len(histories[0].steps) > 2 else ("", "")  # measured often enough
+    return {
+        "steps": f"{histories[0].run.steps:,}",
+        "test accuracy": _mean_told(histories),
+        **dict(zip(("steps to target", "seconds to target"), reached, strict=True)),
+    }
+
+
+def collapsed(histories):
+    """How many of the runs diverged or learnt next to nothing."""
+    return sum(h.diverged or h.accuracy[-1] < tuning.COLLAPSED for h in histories)
+
+
+def _mean_told(histories):
+    if lost := collapsed(histories):  # no interval describes runs of two kinds
+        return f"{lost} of {len(histories)} collapsed"
+    mean, low, high = statistics.mean_interval([h.test_accuracy for h in histories])
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def beside(tuned, a, b):
+    """Method a against method b at their own best rates on held-out images, after as many steps as the shorter of them
+    was trained, over the seeds of both.
+
+    Returns:
+        (Difference, steps), or None where one was not trained, fewer than two seeds are shared or a run collapsed.
+    """
+    if a not in tuned or b not in tuned or collapsed(tuned[a]) or collapsed(tuned[b]):
+        return None
+    step = min(int(histories[0].steps[-1]) for histories in (tuned[a], tuned[b]))
+    ends = [{h.run.seed: h.until(step).accuracy[-1] for h in tuned[m]} for m in (a, b)]
+    shared = sorted(set(ends[0]) & set(ends[1]))
+    if len(shared) < 2:
+        return None
+    return statistics.paired_difference(*([of[seed] for seed in shared] for of in ends)), step
+
+
+def beside_none(tuned, method):
+    """The verdict on a method beside none, at their own best rates."""
+    if method == "none":
+        return "the baseline"
+    if method not in tuned:
+        return "not settled: one seed, short runs"
+    if lost := collapsed(tuned[method]):
+        return f"{lost} of {len(tuned[method])} runs collapsed"
+    found = beside(tuned, method, "none")
+    if found is None:
+        return "not settled"
+    difference, step = found
+    return f"{told(difference)} than plain after {step:,} steps".replace("alike than", "like").replace(
+        "not told apart than", "not told apart from"
+    )
+
+
+# --- the same accuracy as TensorFlow's ------------------------------------------------------------------------------
+
+MARGIN = 0.001  # of accuracy: the smallest difference between own and TensorFlow's layer that would matter
+
+
+def equivalence_verdicts(curves, references):
+    """Whether own and TensorFlow's layers reach the same test accuracy: two one-sided tests over the seeds, judged.
+
+    Args:
+        curves: dict method -> list of History of the own layers.
+        references: the same of TensorFlow's, measured at their end, over the same seeds.
+    """
+    rows = []
+    for method, theirs in references.items():
+        step = int(theirs[0].steps[-1])
+        own = [h.until(step).accuracy[-1] for h in curves[method]]
+        found = statistics.equivalence(own, [h.accuracy[-1] for h in theirs], MARGIN)
+        _record(f"{_key(method)}.own_minus_tensorflow", found[:3], "fraction", len(own))
+        rows.append(
+            {
+                "claim": f"{method}: own and TensorFlow's reach the same test accuracy after {step:,} steps",
+                "own minus TensorFlow's, points": points(found),
+                "margin, points": 100 * MARGIN,
+                "p": found.p,
+                "verdict": {"equivalent": "holds", "different": "fails"}.get(found.verdict, found.verdict),
+            }
+        )
+    return present.judged("V1", pd.DataFrame(rows))
+
+
+def equivalence_message(table, seeds):
+    """The caption's first sentence of the test of equivalence."""
+    counts = table.verdict.value_counts()
+    words = {"holds": "equivalent", "fails": "different", "not settled": "not settled"}
+    told = ", ".join(f"{counts[v]} {word}" for v, word in words.items() if counts.get(v))
+    return f"Own against TensorFlow's layers over {len(seeds)} seeds, margin {100 * MARGIN:g} point: {told}."
 
 
 # --- exact facts and mechanisms ------------------------------------------------------------------------------------
@@ -605,26 +853,46 @@ def invariance_verdict(invariant, expected):
     return expected.size - wrong
 
 
-def conservation_verdicts(bn, channels):
-    """Record the verdicts on what training conserves, and say it: round-off against the motion of the weights."""
-    held = []
-    for name, claim, measured, motion in (
-        ("bias", "BN: the bias before it does not move", bn.bias, bn.kernel),
-        ("length", "BN: a filter's squared length follows η²|dw|² − 2η⟨w, dw⟩", bn.length, bn.growth),
+# What training leaves alone, by method: the sums of biases that it centres together, the sum of all filters. The
+# squared lengths follow each step's own square and epsilon's share under all of them.
+KEEPS_BIASES, KEEPS_FILTERS = ("BN", "IN", "GN", "LN", "LN-C"), ("LN-C",)
+CONSERVED = 1e-3  # a change in units of the motion: below it nothing moved
+
+
+def conservation_verdicts(frames):
+    """Record the verdicts on what training conserves with each method, and what it does not; say it.
+
+    Args:
+        frames: dict method -> DataFrame of `mechanisms.conservation`.
+    """
+    right = 0
+    laws = [
+        ("bias", "kernel", "the summed biases of what is centred together", KEEPS_BIASES),
+        ("filters", "kernel", "the sum of all filters", KEEPS_FILTERS),
         (
-            "filters",
-            "LN over channels: the sum of all filters does not move",
-            channels.filters,
-            channels.kernel,
+            "length",
+            "growth",
+            "the squared lengths, beside each step's own square and ε's share,",
+            tuple(frames),
         ),
-    ):
-        share = measured.max() / motion.max()
-        held.append(share <= 1e-3)
-        claim = f"{claim} (in units of the motion)"
-        present.verdict("V1", f"conserved.{name}", claim, share, 1e-3, held[-1])
-    if all(held):
-        return "What the output does not feel, training does not move."
-    return "Training moves what the output does not feel."
+    ]
+    for method, frame in frames.items():
+        for column, unit, what, keeping in laws:
+            share, stays = frame[column].max() / frame[unit].max(), method in keeping
+            holds = share <= CONSERVED if stays else share > CONSERVED
+            right += holds
+            present.verdict(
+                "V1",
+                f"conserved.{_key(method)}.{column}",
+                f"I16, {method}: {what} {'stay' if stays else 'move'} (in units of the motion)",
+                share,
+                CONSERVED,
+                holds,
+            )
+    count = len(frames) * len(laws)
+    if right == count:
+        return "What the output does not feel, training does not move; what it feels moves."
+    return f"Of {count} statements on what training conserves, {count - right} fail."
 
 
 def statistics_message(frame):
@@ -671,25 +939,53 @@ def percentile_message(frame):
 
 
 def mechanism_verdicts(table):
-    """The verdict on each mechanism of drift, by what becomes of it in float64."""
+    """The verdict on each mechanism of drift, by what becomes of it in float64; and how many times what float32 leaves
+    open (the band of twins and of rounding) its drift in float32 is.
+
+    Args:
+        table: DataFrame of `equivalence.mechanism_drifts`, with a column layer.
+    """
 
     def verdict(row):
         if row.float32 == 0 and row.float64 == 0:
             return "cannot"
         return "round-off" if row.float64 < 1e-6 * row.float32 else "semantic"
 
-    return present.judged("V4", table.assign(verdict=[verdict(row) for row in table.itertuples()]))
+    table = table.assign(verdict=[verdict(row) for row in table.itertuples()])
+    return present.judged("V4", table.assign(**{"bands": table.float32 / table.band}))
 
 
-def mechanism_message(table, twin):
+def mechanism_message(table):
     """The caption's first sentence on the mechanisms of drift."""
-    of = {v: list(table.mechanism[table.verdict == v]) for v in ("cannot", "round-off", "semantic")}
-    largest = table.loc[table.float32.idxmax()]
-    present.number("drift.twin", twin)
+    named = table.layer + ": " + table.mechanism
+    of = {v: list(named[table.verdict == v]) for v in ("cannot", "round-off", "semantic")}
+    largest = table.loc[table.float64.idxmax()]
+    for layer, band in table.groupby("layer").band.first().items():
+        present.number(f"drift.band.{layer.lower()}", band)
     return (
-        f"{len(of['semantic'])} of {len(table)} mechanisms change the training in float64 too, "
-        f"{largest.mechanism} most of all; {len(of['round-off'])} are round-off, {len(of['cannot'])} cannot move "
-        "γ or β."
+        f"{len(of['semantic'])} of {len(table)} mechanisms change the training in float64 too, most of all "
+        f"{largest.mechanism} ({largest.layer}); {len(of['round-off'])} are round-off, {len(of['cannot'])} cannot move "
+        "a parameter."
+    )
+
+
+def band_message(table):
+    """Which round-off leaves the band, and whose rounding it is: a sentence for each."""
+    told = []
+    for row in table[table.verdict == "round-off"].itertuples():
+        if row.float32 <= 2 * row.band:
+            continue
+        whose = (
+            f"its own rounding explains it: in float32 it is {scientific(row.rounding)} from itself in float64"
+            if row.float32 <= 2 * row.rounding
+            else "nor does its own rounding explain it"
+        )
+        told.append(
+            f"{row.layer}, {row.mechanism}: {row.bands:,.0f} times the band of one-ulp twins and of the own layer's "
+            f"rounding ({scientific(row.band)}); {whose}."
+        )
+    return (
+        " ".join(told) or "All that is round-off stays within twice the band of one-ulp twins and rounding."
     )
 
 
@@ -720,6 +1016,11 @@ def claims(profile, seeds):
             "These runs are a few steps on a sample: they show that everything works, and nothing else "
             "may be claimed."
         )
+    if profile == "quick":
+        return (
+            f"These runs are short, of {len(seeds)} seeds, and the learning rates were not searched: they show what "
+            "the notebook does, and nothing else may be claimed."
+        )
     return (
         f"With {len(seeds)} seeds, a difference in speed may be claimed where its interval leaves out zero; a gap in "
         "final accuracy under half a point may not."
@@ -736,7 +1037,7 @@ def _steps(steps):
 
 def scientific(value):
     """A small number as people write it: 3.1e-05 becomes 3.1 × 10⁻⁵."""
-    mantissa, exponent = f"{value:.1e}".split("e")
+    mantissa, exponent = f"{value:.1e}".replace("-", "−", int(value < 0)).split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if value else "0"
 
 
@@ -745,6 +1046,12 @@ def _power(value):
     return f"{value:.0e}".replace("e-0", "e-")
 
 
+_WHETHER = {
+    "higher": "told apart",
+    "lower": "told apart",
+    "alike": f"alike within {100 * SMALLEST:g} points",
+    "not told apart": "not told apart, or by less than matters",
+}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -761,8 +1068,8 @@ def higher(points):
     return f"{abs(points):.2f} points {'lower' if points < 0 else 'higher'}"
 
 
-def signed(value):
-    return f"{value:+.2f}".replace("-", "−")
+def signed(value, digits=2):
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def points(difference):

@@ -1,7 +1,8 @@
 """Exact facts about normalization, each as a function that measures by how much it fails.
 
-A law takes a `Case` (an input, an incoming gradient, an epsilon) and returns a relative error in float64, which is
-round-off where the law holds. The report prints them as verdicts; the tests try them on random shapes and scales.
+A law takes a `Case` (an input, an incoming gradient, an epsilon) and returns a relative error in float64: round-off
+where the law holds, and 1 where something does not differ of which a law says that it differs. The report prints them
+as verdicts; the tests try them on random shapes and scales.
 """
 
 import dataclasses
@@ -114,6 +115,18 @@ def error(actual, expected):
     return float(np.max(np.abs(actual - expected)) / max(1.0, np.max(np.abs(expected))))
 
 
+def unless(differs):
+    """What a law that says 'all but these' adds: 0 where these do differ, 1 where they do not."""
+    return 0.0 if differs > 1e-4 else 1.0
+
+
+def with_weights_normalized(case, kernel=None):
+    """A convolution under weight normalization, as a function of images."""
+    kernel = case.normal((2, 2, case.shape[-1], 4)) if kernel is None else kernel
+    g = 0.5 + tf.abs(case.normal((1, 1, 1, 4)))
+    return lambda x: tf.nn.conv2d(x, normlib.weight_normalize(kernel, g, (0, 1, 2)), 1, "SAME")
+
+
 # --- the laws: name -> (claim, function) --------------------------------------------------------------------------
 
 LAWS = {}
@@ -129,7 +142,7 @@ def law(claim):
     return add
 
 
-@law("dx sums to zero over every averaged set, for any ε (BN, LN, IN, GN)")
+@law("I1: dx sums to zero over every averaged set, for any ε (BN, LN, IN, GN)")
 def dx_sums_to_zero(case):
     def of(method):
         layer = make(method, case)
@@ -140,7 +153,7 @@ def dx_sums_to_zero(case):
     return max(of(method) for method in CENTRED)
 
 
-@law("⟨dx, x̂⟩ = ε / (σ² + ε)^{3/2} ⟨γ dy, x̂⟩: zero only for ε = 0 (all)")
+@law("I2: ⟨dx, x̂⟩ = ε / (σ² + ε)^{3/2} ⟨γ dy, x̂⟩: zero only for ε = 0 (all)")
 def dx_along_the_output_is_epsilons_share(case):
     def of(method):
         layer = make(method, case)
@@ -159,7 +172,7 @@ def dx_along_the_output_is_epsilons_share(case):
     return max(of(method) for method in METHODS)
 
 
-@law("⟨w, dw⟩ = γ ε / (σ² + ε) dγ for each weight vector before BN")
+@law("I3: ⟨w, dw⟩ = γ ε / (σ² + ε) dγ for each weight vector before BN")
 def weights_before_bn_feel_epsilon_alone(case):
     bn = make("BN", case, (None, 4))
     w, dy = case.normal((case.rows.shape[1], 4)), case.normal((case.rows.shape[0], 4))
@@ -169,7 +182,7 @@ def weights_before_bn_feel_epsilon_alone(case):
     return error(tf.reduce_sum(w * dw, 0), expected)
 
 
-@law("BN of a·w with ε is BN of w with ε / a², and its gradient is 1/a as large")
+@law("I4: BN of a·w with ε is BN of w with ε / a², and its gradient is 1/a as large")
 def scaled_weights_scale_epsilon(case):
     a = 4.0
     w, dy = case.normal((case.rows.shape[1], 4)), case.normal((case.rows.shape[0], 4))
@@ -180,7 +193,7 @@ def scaled_weights_scale_epsilon(case):
     return max(error(y, expected_y), error(a * dw, expected))
 
 
-@law("⟨v, dv⟩ = 0 under WN, so each step lengthens v: |v − η dv|² = |v|² + η² |dv|²")
+@law("I5: ⟨v, dv⟩ = 0 under WN, so each step lengthens v: |v − η dv|² = |v|² + η² |dv|²")
 def directions_only_turn(case):
     v, g = case.normal((7, 4)), case.normal((1, 4))
     _, (dv, _) = pull(lambda v, g: normlib.weight_normalize(v, g, (0,)), case.normal((7, 4)), v, g)
@@ -193,7 +206,7 @@ def directions_only_turn(case):
     return max(error(tf.reduce_sum(v * dv, 0), [0.0] * 4), error(square(v - rate * dv), grown))
 
 
-@law("The Jacobian over N values has rank N − 2 (BN, LN), N − 1 (RMS), with ε = 0")
+@law("I6: The Jacobian over N values has rank N − 2 (BN, LN), N − 1 (RMS), with ε = 0")
 def rank_of_the_jacobian(case):
     def lost(layer, x):
         size = int(tf.size(x))
@@ -212,7 +225,7 @@ def rank_of_the_jacobian(case):
     return float(sum(abs(expected - found) for expected, found in lost_to))
 
 
-@law("Two rows: BN's dense output is a sign, and no gradient passes (ε = 0); one row: it is β")
+@law("I6: Two rows: BN's dense output is a sign, and no gradient passes (ε = 0); one row: it is β")
 def tiny_batches_pass_nothing(case):
     two, one = case.rows[:2], case.rows[:1]
     bn = make("BN", case, two.shape, 0.0, plain=True)
@@ -227,20 +240,27 @@ def tiny_batches_pass_nothing(case):
     )
 
 
-@law("On whitened inputs WN is BN, with g = γ and b = β")
+@law("I7: On whitened inputs WN is BN, with g = γ and b = β: dense, and convolved over whitened patches")
 def weight_normalization_is_bn_on_whitened_inputs(case):
-    x = case.rows - np.mean(case.rows, axis=0)
-    values, vectors = np.linalg.eigh(
-        x.T @ x / len(x) if isinstance(x, np.ndarray) else np.cov(x.numpy().T, bias=True)
-    )
-    white = tf.constant((np.asarray(x) @ vectors) / np.sqrt(values))
-    v = case.normal((white.shape[1], 4))
-    bn = make("BN", case, (None, 4), 0.0)
-    w = normlib.weight_normalize(v, bn.gamma.value[None], (0,))
-    return error(white @ w + bn.beta, call(bn, white @ v))
+    patches = tf.image.extract_patches(case.x, [1, 2, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1], "VALID")
+
+    def of(rows):
+        flat = np.reshape(rows, (-1, rows.shape[-1]))
+        flat = flat - flat.mean(axis=0)
+        values, vectors = np.linalg.eigh(flat.T @ flat / len(flat))
+        kept = values > 1e-9 * values.max()  # few patches span less than the whole space
+        white = tf.constant((flat @ vectors[:, kept] / np.sqrt(values[kept])).reshape(*rows.shape[:-1], -1))
+        v = case.normal((white.shape[-1], 4))
+        bn = make("BN", case, (*[None] * (len(rows.shape) - 1), 4), 0.0)
+        w = normlib.weight_normalize(v, bn.gamma.value[None], (0,))
+        return error(white @ w + bn.beta, call(bn, white @ v))
+
+    return max(of(case.rows), of(patches))
 
 
-@law("BN folds exactly into the convolution before it, also with 'same' padding")
+@law(
+    "I8: BN folds exactly into the convolution before it, also with 'same' padding; not into a padded one behind it"
+)
 def folding_is_exact(case):
     model = keras.Sequential(
         [
@@ -251,17 +271,21 @@ def folding_is_exact(case):
     )
     for weight in model.weights:
         weight.assign(0.5 + tf.abs(case.normal(weight.shape)))
-    return error(normlib.fold(model)(case.x), model(case.x, training=False))
+    # The other way round: scale and shift of the images, folded into kernel and bias.
+    kernel, scale, shift = case.normal((3, 3, case.shape[-1], 4)), 2.0, 3.0
+    folded = tf.nn.conv2d(case.x, scale * kernel, 1, "SAME") + shift * tf.reduce_sum(kernel, (0, 1, 2))
+    behind = error(folded, tf.nn.conv2d(scale * case.x + shift, kernel, 1, "SAME"))
+    return max(error(normlib.fold(model)(case.x), model(case.x, training=False)), unless(behind))
 
 
-@law("LN is RMS normalization of the centred input")
+@law("I9: LN is RMS normalization of the centred input")
 def ln_is_rms_of_the_centred(case):
     centred = case.x - tf.reduce_mean(case.x, -1, keepdims=True)
     rms, ln = make("RMS", case, plain=True), make("LN-C", case, plain=True)
     return error(call(rms, centred), call(ln, case.x))
 
 
-@law("GN of one group is LN over height, width and channels; GN of one channel a group is IN")
+@law("I9: GN of one group is LN over height, width and channels; GN of one channel a group is IN")
 def gn_ends_in_ln_and_in(case):
     options = {"epsilon": case.epsilon, "dtype": "float64"}
     one, each = (normlib.GroupNormalization(groups=g, **options) for g in (1, -1))
@@ -269,43 +293,48 @@ def gn_ends_in_ln_and_in(case):
     return max(error(one(case.x), call(ln, case.x)), error(each(case.x), call(single, case.x)))
 
 
-@law("BN of a single image is IN")
+@law("I9: BN of a single image is IN")
 def bn_of_one_image_is_in(case):
     image = case.x[:1]
     bn, single = make("BN", case, plain=True), make("IN", case, plain=True)
     return error(call(bn, image), call(single, image))
 
 
-@law("The mean of the gradients of two halves is the batch's gradient: all but BN")
+@law("I10: The mean of the gradients of two halves is the batch's gradient: all, WN too, but BN")
 def accumulation_is_exact_without_bn(case):
     x, dy = tf.concat([case.x, case.x[::-1] ** 2], 0), tf.concat([case.dy, case.dy[::-1]], 0)
     half = case.shape[0]
 
-    def of(method):
-        layer = make(method, case)
-        gamma = layer.gamma.value
-
+    def of(function, parameter, dy):
         def gradient(x, dy):
-            return pull(lambda _: call(layer, x), dy, gamma)[1][0]
+            return pull(lambda p: function(x, p), dy, parameter)[1][0]
 
         return error(gradient(x[:half], dy[:half]) + gradient(x[half:], dy[half:]), gradient(x, dy))
 
-    return max(of(method) for method in METHODS if method != "BN")
+    def of_method(method):
+        layer = make(method, case)
+        return of(lambda x, _: call(layer, x), layer.gamma.value, dy)
+
+    v, dw = case.normal((2, 2, case.shape[-1], 4)), case.normal((*x.shape[:-1], 4))
+    of_wn = of(lambda x, v: with_weights_normalized(Case(case.seed, case.shape), v)(x), v, dw)
+    return max(of_wn, *(of_method(m) for m in METHODS if m != "BN"), unless(of_method("BN")))
 
 
-@law("An image's output does not depend on the other images: all but BN in training")
+@law("I11: An image's output does not depend on the other images: all, WN too, but BN in training")
 def samples_are_independent_without_bn(case):
     other = tf.concat([case.x[:1], 3.0 * case.x[1:] + 1.0], 0)
 
-    def of(method):
-        layer = make(method, case)
-        return error(call(layer, other)[:1], call(layer, case.x)[:1])
+    def of(function):
+        return error(function(other)[:1], function(case.x)[:1])
 
-    return max(of(method) for method in METHODS if method != "BN")
+    functions = {m: functools.partial(call, make(m, case)) for m in METHODS}
+    in_training, inferring = functions.pop("BN"), functools.partial(make("BN", case), training=False)
+    alone = [*functions.values(), with_weights_normalized(case), inferring]
+    return max(*map(of, alone), unless(of(in_training)))
 
 
 @law(
-    "Permuting the batch permutes the outputs (all); permuting the pixels too (all but LN, whose γ has places)"
+    "I12: Permuting the batch permutes the outputs (all); permuting the pixels too (all but LN, whose γ has places)"
 )
 def permutations_pass_through(case):
     rows = case.rng.permutation(case.shape[0])
@@ -323,16 +352,17 @@ def permutations_pass_through(case):
     return max(of(method) for method in METHODS)
 
 
-@law("BN of BN is BN, but for ε: x̂ / √(σ² / (σ² + ε) + ε)")
+@law("I13: BN of BN is BN, but for ε: x̂ / √(σ² / (σ² + ε) + ε); LN and BN do not commute")
 def bn_twice(case):
-    bn = make("BN", case, plain=True)
+    bn, ln = make("BN", case, plain=True), make("LN-C", case, plain=True)
     x_hat = call(bn, case.x)
     variance = np.var(case.x, axis=(0, 1, 2))
     left = variance / (variance + case.epsilon) + case.epsilon
-    return error(call(bn, x_hat), x_hat / np.sqrt(left))
+    commuting = error(call(bn, call(ln, case.x)), call(ln, call(bn, case.x)))
+    return max(error(call(bn, x_hat), x_hat / np.sqrt(left)), unless(commuting))
 
 
-@law("Moving averages that start at 0 and at 1 differ by momentum to the t after t steps")
+@law("I14: Moving averages that start at 0 and at 1 differ by momentum to the t after t steps")
 def moving_averages_forget_their_start(case):
     momentum, steps = 0.9, 7
     layers = [
@@ -346,7 +376,7 @@ def moving_averages_forget_their_start(case):
     return error(ones.moving_mean - zeros.moving_mean, [momentum**steps] * case.shape[-1])
 
 
-@law("The moving variance is the biased one: N − 1 over N of the unbiased")
+@law("I15: The moving variance is the biased one: N − 1 over N of the unbiased")
 def moving_variance_is_biased(case):
     bn = normlib.BatchNormalization(momentum=0.0, dtype="float64")
     bn(case.x, training=True)
@@ -355,54 +385,110 @@ def moving_variance_is_biased(case):
     return error(bn.moving_variance, unbiased * (count - 1) / count)
 
 
+# --- what symmetries conserve -----------------------------------------------------------------------------------------
+
+# method -> (groups of channels whose outputs do not feel a common shift or length, averaged axes, whether centred), for
+# images with the channels split in groups: [batch, height, width, group, channel of the group]. groups 0: each channel.
+SYMMETRIES = {
+    "BN": (0, (0, 1, 2, 4), True),
+    "IN": (0, (1, 2, 4), True),
+    "GN": (2, (1, 2, 4), True),
+    "LN": (1, (1, 2, 4), True),
+    "LN-C": (1, (4,), True),
+    "RMS": (1, (4,), False),
+}
+
+
+def radial_gradient(symmetry, h, standardized, dy, epsilon):
+    """<w, dw> + <b, db> of the kernel and bias that make h, one number for each group: epsilon's share of the gradient
+    that reaches the output, and zero without epsilon.
+
+    Args:
+        symmetry: of SYMMETRIES.
+        h: input of the normalization.
+        standardized: its output without beta, gamma * x_hat.
+        dy: gradient with respect to its output.
+        epsilon: of the normalization.
+    """
+    groups, axes, centred = symmetry
+    shape = [*h.shape[:3], groups or h.shape[3], h.shape[3] // (groups or h.shape[3])]
+    h, radial = tf.reshape(h, shape), tf.reshape(dy * standardized, shape)
+    second = tf.math.reduce_variance if centred else lambda h, *a, **k: tf.reduce_mean(h**2, *a, **k)
+    variance = second(h, axes, keepdims=True)
+    felt = epsilon / (variance + epsilon) * tf.reduce_sum(radial, axes, keepdims=True)
+    return tf.reduce_sum(felt, (0, 1, 2, 4))
+
+
+def by_group(symmetry, t):
+    """Sum over all but the last axis, and over each group of the last one."""
+    sums = tf.reduce_sum(t, list(range(t.shape.rank - 1)))
+    return tf.reduce_sum(tf.reshape(sums, [symmetry[0] or sums.shape[0], -1]), 1)
+
+
 @law(
-    "Gradient steps conserve: the bias before BN; the sum of all filters under LN-C; |w|² grows by η²|dw|² − 2η⟨w, dw⟩"
+    "I16: Gradient steps conserve the sum of the biases of each group that is centred together (BN, IN: each; GN, LN), "
+    "not of others (RMS, WN); the sum of all filters under LN-C alone; and |w|² + |b|² of a group, but for the step's "
+    "own square and ε's share; under WN |v|² exactly"
 )
 def symmetries_conserve(case):
-    x = case.x
-    size = (2, 2, case.shape[-1], 4)
+    size, rate = (2, 2, case.shape[-1], 4), 0.01
 
     def trained(method):
-        layer = make(method, case, (None, 1, 1, 4))
-        kernel, bias = case.normal(size), case.normal((4,))
-        start, rate = (kernel, bias), 0.01
-        growth = tf.reduce_sum(kernel**2, (0, 1, 2))
-        for _ in range(4):
-            target = case.normal((1, 1, 1, 4))
+        symmetry = SYMMETRIES.get(method, (0,))
+        layer = None if method == "WN" else make(method, case, (None, *case.shape[1:3], 4))
+        kernel, bias, g = case.normal(size), case.normal((4,)), 0.5 + tf.abs(case.normal((1, 1, 1, 4)))
+        start, grown = (kernel, bias), 0.0
+        for _ in range(3):
+            target = case.normal((*case.shape[:3], 4))
             with tf.GradientTape() as tape:
                 tape.watch((kernel, bias))
-                h = tf.nn.conv2d(x, kernel, 1, "VALID") + bias
-                loss = tf.reduce_mean(tf.sin(call(layer, h)) * target)
-            dkernel, dbias = tape.gradient(loss, (kernel, bias))
-            with_kernel = tf.reduce_sum(kernel * dkernel, (0, 1, 2))
-            growth += rate**2 * tf.reduce_sum(dkernel**2, (0, 1, 2)) - 2 * rate * with_kernel
+                w = kernel if layer else normlib.weight_normalize(kernel, g, (0, 1, 2))
+                h = tf.nn.conv2d(case.x, w, 1, "SAME") + bias
+                y = call(layer, h) if layer else h
+                loss = tf.reduce_mean(tf.sin(y) * target)
+            dy, dkernel, dbias = tape.gradient(loss, (y, kernel, bias))
+            grown += rate**2 * by_group(symmetry, dkernel**2)
+            if layer:
+                beta = getattr(layer, "beta", None)
+                standardized = y if beta is None else y - beta
+                radial = radial_gradient(symmetry, h, standardized, dy, case.epsilon)
+                grown += rate**2 * by_group(symmetry, dbias**2) - 2 * rate * radial
             kernel, bias = kernel - rate * dkernel, bias - rate * dbias
-        return start, kernel, bias, growth
+        square = [
+            by_group(symmetry, k**2) + (by_group(symmetry, b**2) if layer else 0)
+            for k, b in (start, (kernel, bias))
+        ]
+        return (
+            error(square[1] - square[0], grown),
+            error(by_group(symmetry, bias), by_group(symmetry, start[1])),
+            error(tf.reduce_sum(kernel, -1), tf.reduce_sum(start[0], -1)),
+        )
 
-    start, kernel, bias, growth = trained("BN")
-    found = max(error(bias, start[1]), error(tf.reduce_sum(kernel**2, (0, 1, 2)), growth))
-    start, kernel, bias, _ = trained("LN-C")
-    return max(
-        found,
-        error(tf.reduce_sum(kernel, -1), tf.reduce_sum(start[0], -1)),
-        error(tf.reduce_sum(bias), tf.reduce_sum(start[1])),
-    )
+    found = 0.0
+    for method in (*METHODS, "WN"):
+        length, biases, filters = trained(method)
+        moves = [biases] if method in ("RMS", "WN") else []
+        moves += [] if method == "LN-C" else [filters]
+        stays = [length, *({biases, filters} - set(moves))]
+        found = max(found, *stays, *(0.0 if moved > TOLERANCE else 1.0 for moved in moves))
+    return found
 
 
 # --- the invariance table of convolutions -----------------------------------------------------------------------------
 
-# Whether a normalized convolution's output stays the same, with ε = 0, in training.
+# I17: whether a normalized convolution's output stays the same, with ε = 0; in training, but for the column of BN's
+# inference, which is an affine map. WS: the kernel standardized (Qiao et al. 2019).
 # The LN paper's Table 1 says so for dense layers; in convolutions some of its entries are otherwise.
-COLUMNS = ("BN", "LN-C", "LN", "IN", "GN", "RMS", "WN")
+COLUMNS = ("BN", "LN-C", "LN", "IN", "GN", "RMS", "WN", "WS", "BN, inference")
 INVARIANCES = {
-    "all weights × d": "yes yes yes yes yes yes yes",
-    "every filter + the same kernel": "no yes no no no no no",
-    "each filter × its own d": "yes no no yes no no yes",
-    "each filter + its own constant": "no no no no no no no",
-    "all images × d": "yes yes yes yes yes yes no",
-    "all images + c, padding 'valid'": "yes no no yes no no no",
-    "all images + c, padding 'same'": "no no no no no no no",
-    "one image × d": "no yes yes yes yes yes no",
+    "all weights × d": "yes yes yes yes yes yes yes yes no",
+    "every filter + the same kernel": "no yes no no no no no no no",
+    "each filter × its own d": "yes no no yes no no yes yes no",
+    "each filter + its own constant": "no no no no no no no yes no",
+    "all images × d": "yes yes yes yes yes yes no no no",
+    "all images + c, padding 'valid'": "yes no no yes no no no yes no",
+    "all images + c, padding 'same'": "no no no no no no no no no",
+    "one image × d": "no yes yes yes yes yes no no no",
 }
 
 # Where Table 1 of Ba et al. (2016), which is for dense layers, says that the output stays the same, and the above not.
@@ -446,6 +532,11 @@ def invariance_table(case=None):
 def _normalized_convolution(method, case, x, kernel, padding):
     if method == "WN":
         kernel = normlib.weight_normalize(kernel, tf.ones([1, 1, 1, 4], "float64"), (0, 1, 2))
-        return tf.nn.conv2d(x, kernel, 1, padding)
+    if method == "WS":
+        kernel = normlib.standardize(kernel, (0, 1, 2), 0.0)[0]
     h = tf.nn.conv2d(x, kernel, 1, padding)
+    if method in ("WN", "WS"):
+        return h
+    if method == "BN, inference":
+        return make("BN", case, h.shape, 0.0, plain=True)(h, training=False)
     return call(make(method, case, h.shape, 0.0, plain=True), h)

@@ -10,7 +10,7 @@ import pandas as pd
 import tensorflow as tf
 
 import normlib
-from study import equivalence, network, training
+from study import equivalence, laws, network, running, training, tuning
 
 IMAGES = 400  # enough for statistics of activations
 
@@ -107,7 +107,11 @@ def _flat_norm(method, width):
 # --- conservation --------------------------------------------------------------------------------------------------
 
 
-def conservation(base, method, steps=150, every=10):
+SYMMETRIES = laws.SYMMETRIES | {"GN": (6, *laws.SYMMETRIES["GN"][1:])}
+CONSERVING = ("BN", "IN", "GN", "LN", "LN-C", "RMS", "WN")
+
+
+def conservation(base, method, steps=100, every=10):
     """What gradient descent leaves alone in a real training, because the output does not feel it.
 
     Args:
@@ -116,47 +120,60 @@ def conservation(base, method, steps=150, every=10):
         steps, every: how many, and how often it is looked.
 
     Returns:
-        DataFrame with a row for each look: step; bias, the largest absolute value of the convolution's bias before
-        the normalization; kernel, the largest change of any weight of the convolution; filters, the largest change of
-        the sum of all filters; length, the largest error of predicting each filter's squared length by adding up
-        eta^2 |dw|^2 - 2 eta <w, dw>, and of the same without the last term: pythagoras.
+        DataFrame with a row for each look, of the convolution: step; kernel, the largest change of any of its weights;
+        bias, the largest change of the sum of the biases of a group of channels that is centred together (of each bias
+        where none are); filters, the largest change of the sum of all filters; growth, by how much the squared length
+        of a group's filters and biases (under WN: of v) grows at most; pythagoras and length, the largest error of
+        predicting that by each step's own square, and by that and epsilon's share of the gradient
+        (`laws.radial_gradient`).
     """
     dataset = _dataset(base)
-    model = network.build(dataset.x_train.shape[1:], seed=base.seed, **network.METHODS[method])
+    layer = network.METHODS[method]
+    model = network.build(dataset.x_train.shape[1:], seed=base.seed, **layer)
     order = training.batch_order(training.trained_on(dataset), base)[:steps]
     variables = [v.value for v in model.trainable_variables]
-    kernel, bias = variables[:2]
-    start = kernel.numpy()
+    conv, norm = model.layers[0], model.layers[1] if method in SYMMETRIES else None
+    rest = model.layers[2 if norm else 1 :]
+    kernel, bias = (getattr(getattr(conv, "layer", conv), name).value for name in ("kernel", "bias"))
+    symmetry, rate = SYMMETRIES.get(method, (0,)), base.learning_rate
+    parts = (kernel, bias) if norm else (kernel,)
 
     @tf.function(autograph=False)
-    def step(x, y):
-        _, gradients = _gradients(model, variables, x, y)
-        square = tf.reduce_sum(gradients[0] ** 2, (0, 1, 2)) * base.learning_rate**2
-        along = tf.reduce_sum(gradients[0] * kernel, (0, 1, 2)) * 2 * base.learning_rate
+    def step(x, labels):
+        with tf.GradientTape() as tape:
+            h = conv(x)
+            out = y = laws.call(norm, h) if norm else h
+            for following in rest:
+                out = following(out)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, out))
+        dy, *gradients = tape.gradient(loss, [y, *variables])
+        of = {id(v): g for v, g in zip(variables, gradients, strict=True)}
+        square = rate**2 * sum(laws.by_group(symmetry, of[id(part)] ** 2) for part in parts)
+        radial = tf.zeros_like(square)
+        if norm:
+            beta = getattr(norm, "beta", None)
+            standardized = y if beta is None else y - beta
+            radial = 2 * rate * laws.radial_gradient(symmetry, h, standardized, dy, norm.epsilon)
         for variable, gradient in zip(variables, gradients, strict=True):
-            variable.assign_sub(base.learning_rate * gradient)
-        return square, along
+            variable.assign_sub(rate * gradient)
+        return square, radial
 
-    def length(w):
-        return (np.asarray(w, "float64") ** 2).sum(axis=(0, 1, 2))
+    def looked():
+        w, b = (np.asarray(v, "float64") for v in (kernel, bias))
+        squares = sum(
+            np.asarray(laws.by_group(symmetry, tf.constant(p**2))) for p in ((w, b) if norm else (w,))
+        )
+        return w, np.asarray(laws.by_group(symmetry, tf.constant(b))), squares
 
-    grown, taken, rows = np.zeros(start.shape[-1]), np.zeros(start.shape[-1]), []
-    for number, indices in enumerate(order, start=1):
-        square, along = step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
-        grown, taken = grown + square, taken + along
+    start, rows, grown, taken = looked(), [], 0.0, 0.0
+    for number, indices in enumerate(running.progress(order, f"conservation, {method}"), start=1):
+        square, radial = step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
+        grown, taken = grown + np.asarray(square, "float64"), taken + np.asarray(radial, "float64")
         if number % every == 0:
-            now = kernel.numpy()
-            rows.append(
-                {
-                    "step": number,
-                    "bias": np.abs(bias).max(),
-                    "kernel": np.abs(now - start).max(),
-                    "filters": np.abs((now.astype("float64") - start).sum(axis=3)).max(),
-                    "length": np.abs(length(now) - length(start) - grown + taken).max(),
-                    "pythagoras": np.abs(length(now) - length(start) - grown).max(),
-                    "growth": np.abs(length(now) - length(start)).max(),
-                }
-            )
+            moved, biases, growth = (a - b for a, b in zip(looked(), start, strict=True))
+            found = {"kernel": moved, "bias": biases, "filters": moved.sum(axis=3), "growth": growth}
+            found |= {"pythagoras": growth - grown, "length": growth - grown + taken}
+            rows.append({"step": number} | {name: np.abs(v).max() for name, v in found.items()})
     return pd.DataFrame(rows)
 
 
@@ -228,7 +245,7 @@ def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
         return float(np.mean(np.argmax(np.concatenate(parts), 1) == y_test))
 
     rows = []
-    for number, indices in enumerate(order, start=1):
+    for number, indices in enumerate(running.progress(order, "moving statistics"), start=1):
         step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
         now = [np.asarray(getattr(norm, name)) for name in names]
         for momentum, kept in averages.items():
@@ -275,7 +292,7 @@ def landscape(
             for variable, value, gradient in zip(variables, start, gradients, strict=True):
                 variable.assign(value - way * gradient)
 
-        for step, indices in enumerate(order):
+        for step, indices in enumerate(running.progress(order, f"landscape, {method}")):
             batch = tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices])
             _, gradients = slope(*batch)
             start = [v.numpy() for v in variables]
@@ -344,7 +361,7 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
                 for variable, gradient in zip(variables, gradients, strict=True):
                     variable.assign_sub(rate * gradient)
 
-        for first, last in itertools.pairwise([0, *looks]):
+        for first, last in running.progress([*itertools.pairwise([0, *looks])], f"sigmoids, {method}"):
             stretch(tf.constant(first), tf.constant(last))
             accuracy = np.mean(np.argmax(model(x_test), 1) == dataset.y_test)
             statistics = [v.numpy() for v in model.non_trainable_variables]
@@ -414,6 +431,108 @@ def second_derivatives():
     return pd.DataFrame(rows)
 
 
+def penalized_training(base, steps=200, rate=0.05, width=32, weight=10.0, every=10):
+    """A small network trained with a gradient penalty through own LN, TensorFlow's and the plain formula that
+    TensorFlow differentiates, in float64, from the same weights and on the same batches: what a wrong second
+    derivative does.
+
+    It tells the first five classes from the others; the loss is the logistic one plus weight * mean (|df/dx| - 1)^2.
+    LN stands behind the second of its layers: what TensorFlow's LN adds to a gradient shifts all units alike, and the
+    weights just before LN can move that way without any effect. Those further down cannot.
+
+    Args:
+        base: the Run that gives data, order and seed; its steps are the most.
+        steps, rate, every: of the training, and of the looks.
+        width, weight: units of a layer, and of the penalty.
+
+    Returns:
+        DataFrame with columns layer ("own", "TensorFlow's", "plain formula"), step, loss (of the step's batch) and
+        apart (how far the first layer's weights are from those of the plain formula, in units of how far these moved).
+
+    Reference: Gulrajani et al. 2017 (arXiv:1704.00028).
+    """
+    dataset, steps = _dataset(base), min(steps, base.steps)
+    order = training.batch_order(training.trained_on(dataset), replace(base, steps=steps))
+    images = dataset.x_train.reshape(len(dataset.x_train), -1).astype("float64")
+    signs = np.where(dataset.y_train < network.CLASSES // 2, 1.0, -1.0)
+    rng = np.random.default_rng(base.seed)
+    sizes = (images.shape[1], width, width, 1)
+    first = [rng.normal(0, size**-0.5, (size, out)) for size, out in itertools.pairwise(sizes)]
+    paths = {
+        "plain formula": "study.faulty:FaultyLayerNormalization",
+        "own": "normlib:LayerNormalization",
+        "TensorFlow's": "keras.layers:LayerNormalization",
+    }
+    rows, plain = [], {}
+    for name, path in paths.items():
+        layer = network.resolve(path)(dtype="float64")
+        layer.build((None, width))
+        variables = [*(tf.Variable(w) for w in first), *(v.value for v in layer.trainable_variables)]
+
+        @tf.function(autograph=False)
+        def step(x, sign, layer=layer, variables=variables):
+            with tf.GradientTape() as outer:
+                with tf.GradientTape() as inner:
+                    inner.watch(x)
+                    h = tf.nn.softplus(x @ variables[0]) @ variables[1]
+                    f = tf.nn.softplus(layer(h)) @ variables[2]
+                slope = tf.sqrt(tf.reduce_sum(inner.gradient(f, x) ** 2, 1))
+                loss = tf.reduce_mean(tf.nn.softplus(-sign * f[:, 0])) + weight * tf.reduce_mean(
+                    (slope - 1) ** 2
+                )
+            for variable, gradient in zip(variables, outer.gradient(loss, variables), strict=True):
+                variable.assign_sub(rate * gradient)
+            return loss
+
+        for number, indices in enumerate(order, start=1):
+            loss = float(step(tf.constant(images[indices]), tf.constant(signs[indices])))
+            if number % every == 0:
+                now = variables[0].numpy()
+                plain.setdefault(number, now)
+                apart = np.linalg.norm(now - plain[number]) / np.linalg.norm(plain[number] - first[0])
+                rows.append({"layer": name, "step": number, "loss": loss, "apart": apart})
+    return pd.DataFrame(rows)
+
+
+# --- arms: one thing of a normalization changed ---------------------------------------------------------------------
+
+PARTS = ("mean", "variance", "statistics")
+ARMS = (
+    *(f"{method}, {part} detached" for method in ("BN", "LN") for part in PARTS),
+    "noisy BN",
+    "ghost BN",
+    "BN, after ReLU",
+)
+
+
+def arms(base, seeds):
+    """The Runs of ARMS, a sixth as long, at the common learning rate, over four seeds at most: dict name -> list of
+    Run."""
+    short = replace(base, steps=tuning.part(base, 6))
+    return {arm: [replace(short, seed=seed, **network.METHODS[arm]) for seed in seeds[:4]] for arm in ARMS}
+
+
+def start(base, methods=("none", "BN", "LN", "WN", "BN, both", "LN, both")):
+    """Networks before training.
+
+    Returns:
+        DataFrame with columns method, loss (on images, in training, nats) and spread (standard deviation of the dense
+        layer's output, which its activation, or its own normalization, takes in).
+    """
+    dataset, rows = _dataset(base), []
+    for method in methods:
+        model = network.build(dataset.x_train.shape[1:], seed=base.seed, **network.METHODS[method])
+        named = {layer.name.removeprefix("norm_"): layer for layer in reversed(model.layers)}
+        hidden = next((layer for layer in model.layers if layer.name == "hidden"), named["hidden"])
+        logits = model(images(base), training=True)
+        loss = tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(dataset.y_train[:IMAGES], logits)
+        )
+        h = keras.Model(model.inputs, hidden.output)(images(base), training=True)
+        rows.append({"method": method, "loss": float(loss), "spread": float(np.std(h))})
+    return pd.DataFrame(rows)
+
+
 # --- small facts ------------------------------------------------------------------------------------------------------
 
 
@@ -451,4 +570,50 @@ def small_facts(seed=2612):
         "frozen": frozen,
         "moved": float(tf.reduce_max(tf.abs(fresh.moving_mean))),
         "bessel": {name: n / (n - 1) for name, n in sizes.items()},
+    }
+
+
+def implementations(shape=(4, 2, 2, 3), seed=2612):
+    """What "TensorFlow's batch normalization" is: each layer's defaults, and what it takes for the moving variance.
+
+    Returns:
+        DataFrame with columns layer, epsilon, momentum, "moving variance, N / (N − 1)" (whether it is divided by N - 1:
+        measured by one call in training) and "a call alone" (whether a call without `training` is inference).
+    """
+    import tf_keras
+
+    x = np.random.default_rng(seed).normal(1.0, 2.0, shape).astype("float32")
+    biased = x.var(axis=(0, 1, 2), dtype="float64")
+    bessel = x[..., 0].size / (x[..., 0].size - 1)
+    rows = []
+    for name, cls in (
+        ("normlib", normlib.BatchNormalization),
+        ("Keras 3", keras.layers.BatchNormalization),
+        ("tf_keras (Keras 2)", tf_keras.layers.BatchNormalization),
+    ):
+        layer = cls()
+        inferred, alone = layer(x, training=False), layer(x)
+        layer(x, training=True)
+        old = layer.momentum  # the moving variance starts at 1
+        taken = np.mean((np.asarray(layer.moving_variance) - old) / (1 - old) / biased)
+        rows.append((name, layer.epsilon, old, taken, np.array_equal(inferred, alone)))
+    _, _, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=tf.ones(shape[-1]), offset=tf.zeros(shape[-1]), mean=[], variance=[], is_training=True
+    )
+    rows.append(("tf.raw_ops.FusedBatchNormV3", 1e-4, None, np.mean(variance / biased), None))
+    frame = pd.DataFrame(rows, columns=["layer", "epsilon", "momentum", "variance", "inference"])
+    near = {"N": 1.0, "N − 1": bessel}
+    frame["divided by"] = [min(near, key=lambda n: abs(near[n] - value)) for value in frame.variance]
+    return frame
+
+
+def weight_normalization_in_keras():
+    """Which of Keras 3's layers, and of TensorFlow Probability's, is a weight normalization: dict name -> bool."""
+    import tf_keras
+    from tensorflow_probability.python.layers import weight_norm
+
+    return {
+        "keras": hasattr(keras.layers, "WeightNormalization"),
+        "probability": issubclass(weight_norm.WeightNorm, keras.layers.Layer),
+        "probability, Keras 2": issubclass(weight_norm.WeightNorm, tf_keras.layers.Layer),
     }

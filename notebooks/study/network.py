@@ -27,6 +27,12 @@ METHODS = {
     "IN": {"norm": "normlib:InstanceNormalization", "options": (("epsilon", 1e-5),)},
     "RMS": {"norm": "normlib:RMSNormalization", "options": (("epsilon", 1e-5),)},
     "WN+MO": {"norm": "study.controls:WeightAndMeanOnlyBatchNormalization", "where": ("conv", "hidden")},
+    # Where it stands: behind the dense layer too, there alone, and behind the ReLU.
+    "BN, both": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("conv", "hidden")},
+    "LN, both": {"norm": "normlib:LayerNormalization", "options": _IMAGE, "where": ("conv", "hidden")},
+    "BN, dense": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("hidden",)},
+    "LN, dense": {"norm": "normlib:LayerNormalization", "options": _IMAGE, "where": ("hidden",)},
+    "BN, after ReLU": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("relu",)},
     # controls
     "input": {
         "norm": "normlib:BatchNormalization",
@@ -35,6 +41,7 @@ METHODS = {
     },
     "first": {"norm": "study.controls:FirstBatch"},
     "noisy BN": {"norm": "study.controls:NoisyBatchNormalization", "options": _BATCH},
+    "ghost BN": {"norm": "study.controls:GhostBatchNormalization", "options": _BATCH},
     "affine": {"norm": "study.controls:Affine"},
     "DyT": {"norm": "study.controls:DynamicTanh"},
 }
@@ -46,6 +53,16 @@ REFERENCES = {
         "options": (("data_init", False),),
         "where": ("conv", "hidden"),
     },
+}
+
+# No gradient through the mean, the variance or both (Xu et al. 2019).
+METHODS |= {
+    f"{method}, {part} detached": {
+        "norm": f"study.faulty:Faulty{METHODS[method]['norm'].partition(':')[2]}",
+        "options": (*METHODS[method]["options"], ("fault", f"detached {part}")),
+    }
+    for method in ("BN", "LN")
+    for part in ("mean", "variance", "statistics")
 }
 
 
@@ -65,7 +82,9 @@ def resolve(path):
         raise ValueError(f"Expected an import path 'module:Class' ({error}). Received: {path!r}") from error
 
 
-def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype="float32", nudge=0):
+def build(
+    input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype="float32", nudge=0, bias=True
+):
     """Build the network with its initial weights.
 
     The weights come from one stream of random numbers for each layer, fixed by the seed alone: every normalization
@@ -76,18 +95,19 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
         norm: import path of the normalization layer, or of a wrapper of layers with a kernel; None for none.
         options: the layer's arguments, as (name, value) pairs. `axis` is that of the images; on the flat features
             it is -1.
-        where: what is normalized: of "input", the images, and "conv" and "hidden", these layers' outputs, or their
-            kernels by a wrapper.
+        where: what is normalized: of "input", the images, "conv" and "hidden", these layers' outputs, or their kernels
+            by a wrapper, and "relu", what the convolution's ReLU lets through.
         seed: fixes the initial weights, normal with mean 0 and standard deviation 0.1; biases are 0.
         dtype: "float32" or "float64", of weights and activations.
         nudge: if k > 0, the k-th weight of the convolution is moved by one unit in the last place.
+        bias: whether the convolution has a bias.
 
     Returns:
         A Keras `Sequential` model (of Keras 2 if the norm is made for that), built, that gives logits.
     """
     norm_class = resolve(norm) if norm else None
-    framework = _framework(norm_class)
-    layers = framework.layers
+    keras_of_it = framework(norm_class)
+    layers = keras_of_it.layers
     wraps = norm_class is not None and issubclass(norm_class, layers.Wrapper)
     arguments = dict(options) | {"dtype": dtype}
 
@@ -100,13 +120,14 @@ def build(input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype=
             return []
         return [norm_class(**(arguments | flat), name=f"norm_{name}")]
 
-    model = framework.Sequential(
+    model = keras_of_it.Sequential(
         [
             layers.InputLayer(input_shape),
             *normalized("input"),
-            with_kernel(layers.Conv2D, 0, "conv", FILTERS, 5, padding="same"),
+            with_kernel(layers.Conv2D, 0, "conv", FILTERS, 5, padding="same", use_bias=bias),
             *normalized("conv"),
             layers.ReLU(dtype=dtype),
+            *normalized("relu"),
             layers.MaxPooling2D(dtype=dtype),
             layers.Flatten(dtype=dtype),
             with_kernel(layers.Dense, 1, "hidden", HIDDEN),
@@ -130,7 +151,7 @@ def norm_variables(model):
     return found
 
 
-def _framework(norm_class):
+def framework(norm_class):
     """Keras, or the Keras 2 that layers made for it need."""
     if norm_class is None or issubclass(norm_class, keras.layers.Layer):
         return keras

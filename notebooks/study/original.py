@@ -1,5 +1,6 @@
 """The study of 2019 as it was: its layers with their faults, its training, and what its figures showed on MNIST."""
 
+import functools
 from dataclasses import replace
 
 import keras
@@ -8,7 +9,7 @@ import pandas as pd
 import tensorflow as tf
 
 import normlib
-from study import network, running
+from study import data, equivalence, network, present, running, training
 
 STEPS = 2750
 # Read off its figures. Test accuracy after 100 steps and at the end:
@@ -19,8 +20,8 @@ ACCURACIES = {
     "WN": (0.673, 0.965),
     "TensorFlow's LN": (None, 0.947),
 }
-# Mean difference of gamma and of beta after 15 steps. Which of the two layers was subtracted is not told; here the own
-# one, for then the signs agree.
+# Mean difference of gamma and of beta after 15 steps. Which of the two layers was subtracted is not told; here, as in
+# `equivalence.drift`, the own one: then the signs agree.
 DRIFTS = {"BN": (-0.031, -0.006), "LN": (-0.045, -0.012)}
 
 
@@ -69,7 +70,7 @@ class WeightNormalization(normlib.WeightNormalization):
         g.trainable = False  # a scalar takes its place
         length = tf.reduce_mean(tf.norm(tf.convert_to_tensor(v), axis=0))
         self.g_of_all = self.add_weight(
-            shape=(), name="g_of_all", initializer=lambda *_, **__: length, dtype=v.dtype
+            shape=(), name="g", initializer=lambda *_, **__: length, dtype=v.dtype
         )
 
     def kernels(self):
@@ -91,26 +92,178 @@ TENSORFLOWS = {
 }
 
 
-def rerun(base, jobs=0):
+# What its two networks differed in beyond their authors.
+REPEATED, WEIGHTS = "repeated updates", "other initial weights"
+ROWS, PLACES = "TensorFlow's layer over rows", "own γ for each place in the batch"
+FACTORS = {"BN": (REPEATED, WEIGHTS), "LN": (REPEATED, WEIGHTS, ROWS, PLACES)}
+ACCURACY_FACTORS = (REPEATED, ROWS, PLACES)
+
+
+def on_mnist(base):
+    """A Run on the digits of 2019; the Run itself if it is of the sample, or where they cannot be had."""
+    return replace(base, dataset="mnist") if not base.sample and _has_mnist() else base
+
+
+@functools.cache
+def _has_mnist():
+    try:
+        training.load("mnist", False)
+    except data.DataError:
+        return False
+    return True
+
+
+def pair(base, method, factors, right=network.REFERENCES):
+    """The Runs of the own and of TensorFlow's layer (where it is the right one, of `right`) that differ in some of
+    FACTORS."""
+    own = OWN[method] if PLACES in factors or method == "BN" else network.METHODS[method]
+    theirs = TENSORFLOWS[method] if ROWS in factors else right[method]
+    other = base.seed + 1_000 if WEIGHTS in factors else None
+    return replace(base, **own), replace(
+        base, **theirs, repeat_updates=REPEATED in factors, weights_seed=other
+    )
+
+
+def _combinations(factors):
+    """None of the factors, each alone, all but each, and all."""
+    everything = frozenset(factors)
+    found = [
+        frozenset(),
+        *(frozenset([f]) for f in factors),
+        *(everything - {f} for f in factors),
+        everything,
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _trained(base, method, factors, seeds, jobs, right):
+    """dict combination -> list of (own, TensorFlow's) History, a pair for each seed."""
+    runs = {c: [pair(replace(base, seed=s), method, c, right) for s in seeds] for c in _combinations(factors)}
+    every = [run for pairs in runs.values() for both in pairs for run in both]
+    found = running.run_all(every, jobs, f"{method} as in 2019")
+    present.runs({method: found.values()})
+    return {c: [tuple(found[run] for run in both) for both in pairs] for c, pairs in runs.items()}
+
+
+def shares(values, factors, quantity):
+    """How much of a difference each factor makes.
+
+    Args:
+        values: dict combination of factors -> the difference for each seed.
+        factors: their names.
+        quantity: what differs.
+
+    Returns:
+        DataFrame with columns quantity, mechanism (each factor alone, their interaction, what is left without any, and
+        all together, as in 2019), difference (mean over the seeds), low and high (over the seeds), share (of all
+        together) and without (the difference where this one factor is taken out of all).
+    """
+    values = {c: np.asarray(v, "float64") for c, v in values.items()}
+    everything = frozenset(factors)
+    left, whole = values[frozenset()], values[everything]
+    alone = {factor: values[frozenset([factor])] - left for factor in factors}
+    parts = alone | {
+        "their interaction": whole - left - sum(alone.values()),
+        "what is left without them": left,
+        "all, as in 2019": whole,
+    }
+    return pd.DataFrame(
+        {
+            "quantity": quantity,
+            "mechanism": name,
+            "difference": value.mean(),
+            "low": value.min(),
+            "high": value.max(),
+            "share": value.mean() / whole.mean() if whole.mean() else np.nan,
+            "without": values[everything - {name}].mean() if name in factors else np.nan,
+        }
+        for name, value in parts.items()
+    )
+
+
+def drift_shares(base, method, seeds, jobs=0):
+    """Figures 3 (BN) and 6 (LN) of 2019, taken apart: the mean difference of gamma and of beta after 15 steps,
+    TensorFlow's minus own, and how much of it each of FACTORS makes.
+
+    Args:
+        base: the Run to start from.
+        method: "BN" or "LN".
+        seeds: for each, all is trained; the other initial weights are a draw of chance.
+        jobs: as in `running.run_all`.
+
+    Returns:
+        (DataFrame of `shares`, dict combination -> DataFrame of `equivalence.drift` of the first seed).
+    """
+    short = replace(base, steps=equivalence.STEPS, evaluate_every=equivalence.STEPS, trace=True)
+    found = _trained(short, method, FACTORS[method], seeds, jobs, network.REFERENCES)
+    drifts = {c: [equivalence.drift(*both) for both in pairs] for c, pairs in found.items()}
+    frames = []
+    for name in ("gamma", "beta"):
+        last = {c: [_at_the_end(drift, f"norm_conv/{name}") for drift in of] for c, of in drifts.items()}
+        frames.append(shares(last, FACTORS[method], name))
+    return pd.concat(frames, ignore_index=True), {c: of[0] for c, of in drifts.items()}
+
+
+def _at_the_end(drift, parameter):
+    return float(drift["mean"][drift.parameter == parameter].iloc[-1])
+
+
+def accuracy_shares(base, seeds, jobs=0):
+    """Figure 5 of 2019 taken apart: by how much the accuracy at the end, and the roughness, of TensorFlow's layer
+    normalization differ from the own one's (TensorFlow's minus own), and how much of it each factor makes.
+
+    Args:
+        base, seeds, jobs: as in `drift_shares`.
+
+    Returns:
+        (DataFrame of `shares`, dict label -> list of History, for a figure).
+    """
+    # The right layers are the same: so one of them stands for both, and one run for two.
+    found = _trained(base, "LN", ACCURACY_FACTORS, seeds, jobs, network.METHODS)
+    measures = {"accuracy": lambda h: h.accuracy[-1], "roughness": roughness}
+    frames = [
+        shares(
+            {c: [measure(theirs) - measure(own) for own, theirs in pairs] for c, pairs in found.items()},
+            ACCURACY_FACTORS,
+            name,
+        )
+        for name, measure in measures.items()
+    ]
+    everything = frozenset(ACCURACY_FACTORS)
+    own, theirs = (list(histories) for histories in zip(*found[everything], strict=True))
+    arms = {"own, as in 2019": own, "TensorFlow's, as in 2019": theirs}
+    arms["the right layer"] = [own for own, _ in found[frozenset()]]
+    for factor in (ROWS, REPEATED):
+        arms[f"{factor}, alone"] = [theirs for _, theirs in found[frozenset([factor])]]
+    return pd.concat(frames, ignore_index=True), arms
+
+
+def roughness(history):
+    """Mean absolute change of the accuracy from one measurement to the next, over the second half."""
+    late = history.accuracy[len(history.accuracy) // 2 :]
+    return float(np.mean(np.abs(np.diff(late)))) if len(late) > 1 else float("nan")
+
+
+def rerun(base, jobs=0, steps=STEPS):
     """Train what the study of 2019 trained, as it trained it: its layers, both faults of its training loop, as long.
 
     Args:
         base: the Run to start from, of any length.
         jobs: as in `running.run_all`.
+        steps: of the accuracies; fewer leave places of the table empty.
 
     Returns:
         dict name -> History: the curves under the names of ACCURACIES; under ("own", method) and ("TensorFlow's",
         method) 15 steps with a trace.
     """
-    base = replace(base, steps=STEPS)
-    short = replace(base, steps=15, evaluate_every=15, trace=True)
-    other_weights = {"repeat_updates": True, "weights_seed": base.seed + 1_000}
+    base = replace(base, steps=steps)
+    short = replace(base, steps=equivalence.STEPS, evaluate_every=equivalence.STEPS, trace=True)
     runs = {method: replace(base, **layer) for method, layer in OWN.items()}
     runs["TensorFlow's LN"] = replace(base, **TENSORFLOWS["LN"], repeat_updates=True)
-    for method, layer in TENSORFLOWS.items():
-        runs["own", method] = replace(short, **OWN[method])
-        runs["TensorFlow's", method] = replace(short, **layer, **other_weights)
+    for method, factors in FACTORS.items():
+        runs["own", method], runs["TensorFlow's", method] = pair(short, method, factors)
     found = running.run_all(runs.values(), jobs, "as in 2019")
+    present.runs({"as in 2019": found.values()})
     return {name: found[run] for name, run in runs.items()}
 
 
@@ -119,42 +272,48 @@ def beside(found, curves):
 
     Args:
         found: what `rerun` returns.
-        curves: dict method -> list of History, of right layers properly trained, one a seed.
+        curves: dict method -> list of History, of right layers properly trained, one a seed; those of other data than
+            `found` are left out.
 
     Returns:
         DataFrame with columns what, then, again, right (accuracies alone) and verdict: an accuracy is reproduced within
-        one point, a drift with the same sign and apart by a factor of two at most.
+        one point, a drift with the same sign and apart by a factor of two at most; what was not trained so long was
+        "not run".
     """
     rows = []
+    here = found["none"].run.dataset
     for method, values in ACCURACIES.items():
         for step, then in zip((100, STEPS), values, strict=True):
             if then is None:
                 continue
             again = _accuracy([found[method]], step)
-            right = _accuracy(curves[method.removeprefix("TensorFlow's ")], step)
+            right = _accuracy(
+                [h for h in curves[method.removeprefix("TensorFlow's ")] if h.run.dataset == here], step
+            )
             same = abs(again - then) <= 0.01 + 1e-9
             rows.append((f"{method}, accuracy after {step:,} steps", then, again, right, same))
     for method, values in DRIFTS.items():
+        drift = equivalence.drift(found["own", method], found["TensorFlow's", method])
         for parameter, then in zip(("gamma", "beta"), values, strict=True):
-            own, theirs = (
-                found[whose, method].trace[f"norm_conv/{parameter}"][-1] for whose in ("own", "TensorFlow's")
-            )
-            again = float(theirs.mean(dtype="float64") - own.mean(dtype="float64"))
+            again = _at_the_end(drift, f"norm_conv/{parameter}")
             same = again * then > 0 and 0.5 <= again / then <= 2
             rows.append((f"{method}, difference of {parameter} after 15 steps", then, again, np.nan, same))
     table = pd.DataFrame(rows, columns=["what", "then", "again", "right", "verdict"])
-    return table.assign(verdict=np.where(table.verdict, "reproduced", "not"))
+    verdict = np.where(table.again.isna(), "not run", np.where(table.verdict, "reproduced", "not"))
+    return table.assign(verdict=verdict)
 
 
 def _accuracy(histories, step):
     """Mean accuracy at a step; NaN where it was not measured."""
-    return float(np.mean([h.accuracy[h.steps == step][0] if step in h.steps else np.nan for h in histories]))
+    values = [h.accuracy[h.steps == step][0] if step in h.steps else np.nan for h in histories]
+    return float(np.mean(values)) if values else np.nan
 
 
 def message(table):
     """The caption's first sentence of the numbers of 2019."""
     counts = table.verdict.value_counts()
+    left = f", {counts['not run']} not run" if "not run" in counts else ""
     return (
         f"With the layers and the training of 2019, {counts.get('reproduced', 0)} of its {len(table)} numbers are "
-        f"reproduced, {counts.get('not', 0)} not."
+        f"reproduced, {counts.get('not', 0)} not{left}."
     )

@@ -260,7 +260,7 @@ def _kind(figure):
 def _told(frame):
     """Each series in a few words: all places of an axis of words, else the two ends."""
     if "value" in frame:
-        return f"Values from {frame['value'].min():.3g} to {frame['value'].max():.3g}."
+        return f"Values from {_brief(frame['value'].min())} to {_brief(frame['value'].max())}."
     if not len(frame):
         return ""
     shown = frame[~frame.series.str.contains(r", run \d+$|^interval")]
@@ -279,7 +279,10 @@ def _told(frame):
 
 
 def _brief(value):
-    return value if isinstance(value, str) else f"{value:.3g}"
+    """A word, a whole number, or three digits of another."""
+    if isinstance(value, str):
+        return value
+    return f"{value if float(value).is_integer() else float(f'{value:.3g}'):,.10g}"
 
 
 # --- displays -------------------------------------------------------------------------------------------------------
@@ -297,7 +300,7 @@ def figure(figure, label, message, reading="", runs=None, data=None):
         data: DataFrame of what is drawn. Default None: what `drawn` finds in the figure.
     """
     points = drawn(figure)
-    alt = " ".join(part for part in (_kind(figure), message, reading, _told(points)) if part)
+    alt = f"{_kind(figure)} {_told(points)}".strip()  # what the caption does not say
     on_images = [text for axes in figure.axes if axes.images for text in axes.texts]
     for place, text in enumerate(on_images):  # they keep their colour when the page is dark
         text.set_gid(f"on-image-{place}")

@@ -17,7 +17,6 @@ import pathlib
 import sys
 import tempfile
 import threading
-import time
 
 import joblib
 import numpy as np
@@ -126,16 +125,33 @@ def _train_and_keep(run, path, waits):
         return path, None
 
 
+def progress(iterable=None, description="", delay=3.0, **options):
+    """The iterable with a bar that says the time left, if it takes longer than `delay` seconds; where the environment
+    variable NORMLIB_PROGRESS is "lines", a line now and then. The options are tqdm's."""
+    options |= {"desc": description, "delay": delay, "miniters": 1, "mininterval": 1.0}
+    if os.environ.get("NORMLIB_PROGRESS") == "lines":
+        form = "{desc}: {n:,} of {total:,} {unit}s{postfix}, {remaining} left"
+        options |= {"file": _Lines(), "bar_format": form, "mininterval": EVERY}
+    return tqdm(iterable, **options)
+
+
+class _Lines:
+    """Stderr for a bar, whose states are each to be a line: nothing is overwritten in a file or a pipe."""
+
+    def write(self, text):
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self):
+        sys.stderr.flush()
+
+
 class _Progress:
-    """Progress over steps, fed by the small files that the workers leave in the cache: a bar, or where the environment
-    variable NORMLIB_PROGRESS says so, a line now and then."""
+    """Progress over steps, fed by the small files that the workers leave in the cache."""
 
     def __init__(self, runs, step_files, description):
         self._lengths = dict(zip(step_files, (run.steps for run in runs), strict=True))
-        self._lines = os.environ.get("NORMLIB_PROGRESS") == "lines"
-        self._description, self._told = description, time.monotonic()
-        total = sum(self._lengths.values())
-        self._bar = tqdm(total=total, desc=description, unit="step", mininterval=1.0, disable=self._lines)
+        self._bar = progress(None, description, 0, total=sum(self._lengths.values()), unit="step")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -151,11 +167,7 @@ class _Progress:
             else:
                 with contextlib.suppress(OSError, ValueError):  # not begun, or just being written
                     done += int(step_file.read_text())
-        runs = f"{finished} of {len(self._lengths)} runs"
-        if self._lines and (self._stop.is_set() or time.monotonic() - self._told > EVERY):
-            self._told = time.monotonic()
-            _tell(f"{self._description}: {runs}, {done:,} of {sum(self._lengths.values()):,} steps")
-        self._bar.set_postfix_str(runs, refresh=False)
+        self._bar.set_postfix_str(f"{finished} of {len(self._lengths)} runs", refresh=False)
         self._bar.update(done - self._bar.n)
 
     def __enter__(self):

@@ -19,6 +19,7 @@ from study import data, network
 HELD_OUT = 12  # of the training images, one in so many is kept back for choosing: 5,000 of 60,000
 ORDER_STREAM = 1_000  # beside the streams of the layers' initial weights, numbered from 0
 TRACED_ELEMENTS = 1_024
+MOVING = "moving: "  # before the name of a weight that is not trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Run:
     Args:
         norm: import path of the normalization, such as "normlib:BatchNormalization"; None for none.
         options: its arguments, as (name, value) pairs.
-        where: what is normalized, of "input", "conv" and "hidden".
+        where: what is normalized, of "input", "conv", "relu" and "hidden".
         dataset: "fashion_mnist", "mnist" or "cifar10".
         sample: whether the embedded sample takes the place of the full data.
         seed: fixes the initial weights and, by a separate stream, the order of the batches.
@@ -39,9 +40,11 @@ class Run:
         evaluate_every: steps between measurements on the test images.
         dtype: "float32" or "float64".
         nudge: if k > 0, the k-th weight of the convolution starts one unit in the last place higher.
+        bias: whether the convolution has a bias.
         repeat_updates: whether the normalization's parameters are updated t times at step t, as the study of 2019 did.
         validation: whether the accuracy is measured on the training images that are held out, instead of the test
             images; all that is chosen is chosen on these.
+        test_at_end: whether, beside them, the test images are measured: once, after the last step.
         trace: whether the normalization's parameters are kept after every step (large ones by evenly spaced elements),
             and all weights at the end.
     """
@@ -59,8 +62,10 @@ class Run:
     evaluate_every: int = 100
     dtype: str = "float32"
     nudge: int = 0
+    bias: bool = True
     repeat_updates: bool = False
     validation: bool = False
+    test_at_end: bool = False
     trace: bool = False
 
     def __post_init__(self):
@@ -71,13 +76,16 @@ class Run:
             raise ValueError(f"Expected dtype 'float32' or 'float64'. Received: dtype={self.dtype!r}")
         if self.repeat_updates and self.norm is None:
             raise ValueError("Expected a norm whose updates can be repeated. Received: norm=None")
+        if self.test_at_end and not self.validation:
+            raise ValueError("Expected validation=True where the test images wait for the end.")
 
 
 # How much is computed, and so how much may be claimed.
 PROFILES = {
     "smoke": {"sample": True, "steps": 40, "evaluate_every": 10, "seeds": 3},
+    "quick": {"sample": False, "steps": 60, "evaluate_every": 20, "seeds": 2},
     "default": {"sample": False, "steps": 1100, "evaluate_every": 100, "seeds": 3},
-    "thorough": {"sample": False, "steps": 2750, "evaluate_every": 50, "seeds": 8},
+    "thorough": {"sample": False, "steps": 2750, "evaluate_every": 100, "seeds": 8},
 }
 
 
@@ -85,7 +93,8 @@ def profile(name, dataset="fashion_mnist", seed=2612):
     """The Run that a profile's runs start from, and its seeds.
 
     Args:
-        name: "smoke" (the embedded sample, a few steps: nothing may be claimed), "default" or "thorough".
+        name: "smoke" (the embedded sample, a few steps) or "quick" (the full data, for use by hand), of which nothing
+            may be claimed; "default" or "thorough".
         dataset: name of the data set; where its full data cannot be had, the sample takes its place.
         seed: the first of the seeds.
 
@@ -106,15 +115,18 @@ class History:
 
     Attributes:
         run: the Run.
-        steps: int [m], the steps after which the test images were measured.
-        accuracy: float [m], fraction of test images classified correctly.
-        loss: float [m], mean cross-entropy on the test images, in nats.
+        steps: int [m], the steps after which the test images (or those held out: see Run) were measured.
+        accuracy: float [m], fraction of these images classified correctly.
+        loss: float [m], mean cross-entropy on these images, in nats.
         training_loss: float [steps], mean cross-entropy of each batch before its update, in nats.
         trace: the normalization's parameters after every step, name -> [steps, size]; empty unless asked for.
-        weights: all trainable weights at the end, name -> array; empty unless a trace was asked for.
+        weights: all trainable weights at the end, name -> array, and under MOVING + name the moving statistics; empty
+            unless a trace was asked for.
         weights_hash: SHA-256 of all trainable weights at the end.
         milliseconds_per_step: median over the stretches between measurements.
         versions: name -> version of what computed it.
+        test_accuracy: fraction of test images classified correctly after the last step; nan where they were not looked
+            at.
     """
 
     run: Run
@@ -127,6 +139,7 @@ class History:
     weights_hash: str
     milliseconds_per_step: float
     versions: dict
+    test_accuracy: float = float("nan")
 
     def row(self):
         """The run and its results as one flat record."""
@@ -136,6 +149,7 @@ class History:
         return description | {
             "final_accuracy": float(self.accuracy[-1]),
             "final_loss": float(self.loss[-1]),
+            "test_accuracy": self.test_accuracy,
             "diverged": self.diverged,
             "weights_hash": self.weights_hash,
             "milliseconds_per_step": self.milliseconds_per_step,
@@ -156,6 +170,7 @@ class History:
             trace={name: values[:step] for name, values in self.trace.items()},
             weights={},
             weights_hash="",
+            test_accuracy=float("nan" if self.run.validation else self.accuracy[measured - 1]),
         )
 
     @property
@@ -201,9 +216,12 @@ def train(run, progress=None):
         seed=run.seed if run.weights_seed is None else run.weights_seed,
         dtype=run.dtype,
         nudge=run.nudge,
+        bias=run.bias,
     )
     stretch = _stretch(model, run, dataset, tf.constant(batch_order(trained_on(dataset), run)))
-    evaluate = _evaluation(model, run, dataset)
+    test = dataset.x_test, dataset.y_test
+    held_out = dataset.x_train[trained_on(dataset) :], dataset.y_train[trained_on(dataset) :]
+    evaluate = _evaluation(model, run, *(held_out if run.validation else test))
 
     measured = [*range(run.evaluate_every, run.steps, run.evaluate_every), run.steps]
     training_loss, trace, scores, milliseconds = [], [], [], []
@@ -219,6 +237,9 @@ def train(run, progress=None):
 
     weights = {_unique_name(model, i): np.asarray(v) for i, v in enumerate(model.trainable_variables)}
     accuracy, loss = np.array(scores, "float64").T
+    test_accuracy = float("nan") if run.validation else float(accuracy[-1])
+    if run.test_at_end:
+        test_accuracy = float(_evaluation(model, run, *test)()[0])
     return History(
         run=run,
         steps=np.array(measured),
@@ -226,11 +247,12 @@ def train(run, progress=None):
         loss=loss,
         training_loss=np.concatenate(training_loss).astype("float64"),
         trace=_split_trace(model, np.concatenate(trace)) if run.trace else {},
-        weights=weights if run.trace else {},
+        weights=weights | _moving(model) if run.trace else {},
         weights_hash=hashlib.sha256(b"".join(w.tobytes() for w in weights.values())).hexdigest(),
         # The first stretch also traces and compiles the step.
         milliseconds_per_step=float(np.median(milliseconds[1:] or milliseconds)),
         versions=versions(),
+        test_accuracy=test_accuracy,
     )
 
 
@@ -262,10 +284,8 @@ def _stretch(model, run, dataset, order):
     return stretch
 
 
-def _evaluation(model, run, dataset, batch=50):
+def _evaluation(model, run, x_all, y_all, batch=50):
     """A compiled function that gives accuracy and loss, batches that fit into a cache at a time."""
-    held_out = (dataset.x_train[trained_on(dataset) :], dataset.y_train[trained_on(dataset) :])
-    x_all, y_all = held_out if run.validation else (dataset.x_test, dataset.y_test)
     images, labels = tf.constant(x_all), tf.constant(y_all)
 
     @tf.function
@@ -289,6 +309,12 @@ def _values(variables):
 def _unique_name(model, index):
     variable = model.trainable_variables[index]
     return getattr(variable, "path", variable.name)
+
+
+def _moving(model):
+    """What training moves without a gradient: not the seeds of random numbers, nor flags."""
+    kept = [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
+    return {f"{MOVING}{getattr(v, 'path', v.name)}": np.asarray(v) for v in kept}
 
 
 def _flatten(variables, dtype):

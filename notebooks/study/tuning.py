@@ -1,65 +1,115 @@
 """Every method at a learning rate of its own: a grid that widens until the best lies inside it, judged on images that
 are neither trained on nor tested on."""
 
+import dataclasses
 import itertools
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from study import network, running, statistics, training
+from study import network, running, training
 
-METHODS = ("none", "BN", "LN", "LN-C", "GN", "IN", "RMS", "WN", "WN+MO", "input", "first", "affine", "DyT")
-STEPS = 150  # of each run
-EXPONENTS = range(-3, 1)  # of the first grid: 10^(k / 2), from 0.03 to 1 in half decades
+MAIN = ("none", "BN", "LN", "WN")  # of these the hypotheses speak
+BOTH = ("BN, both", "LN, both")
+DENSE = ("BN, dense", "LN, dense")
+OTHERS = ("LN-C", "GN", "IN", "RMS", "WN+MO", "input", "first", "affine", "DyT", *BOTH, *DENSE)
 MOST = 9  # rates for one method
-CLOSE = 0.01  # a rate is as good as the best within this accuracy
+FEWER = 3  # seeds, for a method that no hypothesis speaks of
+CLOSE = 0.02  # a rate is about as good as the best within this accuracy
+GUESSING = 1 / network.CLASSES
+COLLAPSED = 2 * GUESSING  # under this accuracy a run has learnt next to nothing
 
 
-def sweep(base, methods=METHODS, steps=STEPS, jobs=0):
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much a profile searches.
+
+    Attributes:
+        others: what is tried beside MAIN: names of `network.METHODS`.
+        exponents: of the first grid: rates 10^(k / 2).
+        steps, seeds: of each run of the search, and over how many its accuracy is averaged.
+        widens: whether a grid widens where the best is at its edge.
+        full: whether MAIN is trained at its own rates as long as the profile's runs, and the others a quarter as long;
+            else MAIN alone, a quarter as long.
+        sizes, images: of the batches, and how many images each size is trained on.
+        factors: tried around the rate in proportion to the batch, with the first seed.
+        size_seeds: seeds at the best of them.
+    """
+
+    others: tuple
+    exponents: tuple
+    steps: int
+    seeds: int
+    widens: bool
+    full: bool
+    sizes: tuple
+    images: int
+    factors: tuple
+    size_seeds: int
+
+
+PLANS = {
+    "smoke": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 512), 600, (1.0,), 1),
+    "quick": Plan(OTHERS, (-2,), 30, 1, False, False, (2, 512), 1_200, (1.0,), 1),
+    "default": Plan(OTHERS, (-2, -1, 0), 150, 1, True, False, (2, 32, 512), 5_000, (1.0,), 1),
+    "thorough": Plan(
+        OTHERS, (-3, -2, -1, 0), 300, 2, True, True, (2, 8, 64, 512), 8_000, (1 / 3, 1.0, 3.0), 3
+    ),
+}
+
+
+def sweep(base, plan, methods=None, jobs=0):
     """Train each method at each learning rate; where the best rate is at the grid's edge, widen that method's grid.
 
     Args:
-        base: the Run to start from.
-        methods: names of `network.METHODS`.
-        steps: of each run.
+        base: the Run to start from; its seed is the first.
+        plan: a Plan.
+        methods: names of `network.METHODS`. Default None: MAIN and the plan's others.
         jobs: as in `running.run_all`.
 
     Returns:
-        DataFrame with columns method, exponent, rate, accuracy (on the held-out images after the last step; a run that
-        leaves the finite numbers has that of guessing), diverged and milliseconds (per step).
+        DataFrame with columns method, exponent, rate, accuracy (on the held-out images after the last step, mean over
+        the seeds; a run that leaves the finite numbers has that of guessing), diverged (how many did) and seeds; and
+        dict method -> list of History.
     """
-    short = replace(base, steps=min(steps, base.steps), validation=True)
-    short = replace(short, evaluate_every=-(-short.steps // 2))
-    whole = short.steps == steps  # a shorter search (of the smoke profile) tries one rate and widens nothing
-    grids = {method: list(EXPONENTS if whole else EXPONENTS[1:2]) for method in methods}
+    steps = min(plan.steps, base.steps)
+    short = replace(base, steps=steps, evaluate_every=-(-steps // 2), validation=True)
+    grids = {method: list(plan.exponents) for method in methods or (*MAIN, *plan.others)}
     while True:
         runs = {
-            (method, k): replace(short, learning_rate=10 ** (k / 2), **network.METHODS[method])
+            (method, k): [
+                replace(short, seed=base.seed + seed, learning_rate=10 ** (k / 2), **network.METHODS[method])
+                for seed in range(plan.seeds)
+            ]
             for method, exponents in grids.items()
             for k in sorted(exponents)
         }
-        found = running.run_all(runs.values(), jobs, "learning rates")
+        found = running.run_groups(runs, jobs, "learning rates")
         frame = pd.DataFrame(
             {
                 "method": method,
                 "exponent": k,
                 "rate": 10 ** (k / 2),
-                "accuracy": 1 / network.CLASSES if found[run].diverged else found[run].accuracy[-1],
-                "diverged": found[run].diverged,
-                "milliseconds": found[run].milliseconds_per_step,
+                "accuracy": np.mean([_learnt(h) for h in histories]),
+                "diverged": sum(h.diverged for h in histories),
+                "seeds": plan.seeds,
             }
-            for (method, k), run in runs.items()
+            for (method, k), histories in found.items()
         )
         widened = False
         for method, exponents in grids.items():
             best = _best(frame, method).exponent
             beyond = best - 1 if best == min(exponents) else best + 1 if best == max(exponents) else None
-            if whole and beyond is not None and len(exponents) < MOST:
+            if plan.widens and beyond is not None and len(exponents) < MOST:
                 exponents.append(beyond)
                 widened = True
         if not widened:
-            return frame
+            return frame, {m: [h for (name, _), of in found.items() if name == m for h in of] for m in grids}
+
+
+def _learnt(history):
+    return GUESSING if history.diverged else float(history.accuracy[-1])
 
 
 def _best(frame, method):
@@ -72,77 +122,55 @@ def best_rates(frame):
     return {method: float(_best(frame, method).rate) for method in dict.fromkeys(frame.method)}
 
 
-def stable_decades(frame):
-    """Over how many decades around its best a method's accuracy stays within `CLOSE` of it: dict method -> decades."""
+def stable_rates(frame):
+    """The lowest and the highest of the rates around a method's best whose accuracy stays within `CLOSE` of it: dict
+    method -> (low, high)."""
     found = {}
     for method in dict.fromkeys(frame.method):
-        rows = frame[frame.method == method].sort_values("exponent")
+        rows = frame[frame.method == method]
         good = set(rows.exponent[rows.accuracy >= rows.accuracy.max() - CLOSE])
         low = high = _best(frame, method).exponent
         while low - 1 in good:
             low -= 1
         while high + 1 in good:
             high += 1
-        found[method] = (high - low) / 2
+        found[method] = (10 ** (low / 2), 10 ** (high / 2))
     return found
 
 
-def at_best_rates(base, methods, rates, seeds):
-    """The Runs of each method at its best learning rate, a quarter as long: dict method -> list of Run."""
+def part(base, share=4):
+    """A share of a Run's steps, a quarter or another, where it is measured."""
+    return base.evaluate_every * max(1, round(base.steps / share / base.evaluate_every))
+
+
+def at_best_rates(base, plan, rates, seeds):
+    """The Runs of each method at its best learning rate, measured on held-out images and at the end on the test images.
+
+    Returns:
+        dict method -> list of Run. Where the plan is full, MAIN over all seeds as long as `base` and the others over
+        FEWER, a quarter as long (`part`); else MAIN alone, for a quarter.
+    """
+    short = part(base)
     return {
         method: [
             replace(
-                base, steps=base.steps // 4, seed=seed, learning_rate=rates[method], **network.METHODS[method]
+                base,
+                steps=base.steps if plan.full and method in MAIN else short,
+                # Of the others only the end is asked for.
+                evaluate_every=base.evaluate_every if method in MAIN else -(-short // 2),
+                seed=seed,
+                learning_rate=rates[method],
+                validation=True,
+                test_at_end=True,
+                **network.METHODS[method],
             )
-            for seed in seeds
+            for seed in (seeds if method in MAIN else seeds[:FEWER])
         ]
-        for method in methods
+        for method in (*MAIN, *(m for m in plan.others if plan.full and m not in DENSE))
     }
 
 
-def methods_table(base, frame, tuned, by_batch):
-    """What each method of a sweep reaches, costs and depends on, a row each; empty where it was not run.
-
-    Args:
-        base: the Run that gives data and initial weights.
-        frame: of `sweep`.
-        tuned: dict method -> list of History, of the Runs of `at_best_rates`; those of "none" give the target.
-        by_batch: of `batch_sizes`.
-    """
-    target = float(np.mean([h.accuracy[-1] for h in tuned["none"]]))
-    smallest = by_batch[by_batch["size"] == by_batch["size"].min()].set_index("method").accuracy
-    rates, decades, rows = best_rates(frame), stable_decades(frame), []
-    for method, rate in rates.items():
-        trained, inferred, alone = _modes(base, method)
-        of_method = frame[frame.method == method]
-        rows.append(
-            {
-                "method": method,
-                "best rate": rate,
-                "decades": decades[method],
-                "held-out": of_method.accuracy.max(),
-                **_reached(tuned.get(method, []), target),
-                "at batch 2": smallest.get(method),
-                "ms per step": of_method.milliseconds.median(),
-                "same in inference": "yes" if np.allclose(trained, inferred, atol=1e-4) else "no",
-                "depends on the batch": "no" if np.allclose(trained[:1], alone, atol=1e-4) else "yes",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _reached(histories, target):
-    if not histories:
-        return {"test accuracy": "", "steps to target": ""}
-    mean, low, high = statistics.mean_interval([h.accuracy[-1] for h in histories])
-    steps = np.median([statistics.steps_to_target(h.steps, h.accuracy, target) for h in histories])
-    return {
-        "test accuracy": f"{mean:.3f} ({low:.3f} to {high:.3f})",
-        "steps to target": f"{steps:,.0f}" if np.isfinite(steps) else "not reached",
-    }
-
-
-def _modes(base, method):
+def modes(base, method):
     """A network's logits in training and in inference, and those of the first image among other images, in training."""
     images = training.load(base.dataset, base.sample).x_train
     model = network.build(images.shape[1:], seed=base.seed, **network.METHODS[method])
@@ -152,66 +180,78 @@ def _modes(base, method):
     return trained, inferred, among[:1]
 
 
-def budget(frame):
-    """The expected best accuracy of k rates drawn at random from a method's grid, for each k (Dodge et al. 2019).
+def budget(frame, methods=MAIN):
+    """The expected best accuracy of k rates drawn at random, for each k (Dodge et al. 2019), of the rates that all of
+    the methods were tried at: a wider grid would make the one who needed it look worse.
 
     Returns:
         DataFrame with columns method, tried and accuracy.
     """
+    of = {method: frame[frame.method == method].set_index("exponent").accuracy for method in methods}
+    common = sorted(set.intersection(*(set(accuracy.index) for accuracy in of.values())))
     rows = []
-    for method, of_method in frame.groupby("method", sort=False):
-        values = list(of_method.accuracy)
-        for k in range(1, len(values) + 1):
-            best = [max(chosen) for chosen in itertools.combinations(values, k)]
+    for method, accuracy in of.items():
+        for k in range(1, len(common) + 1):
+            best = [max(chosen) for chosen in itertools.combinations(accuracy[common], k)]
             rows.append({"method": method, "tried": k, "accuracy": float(np.mean(best))})
     return pd.DataFrame(rows)
 
 
 # --- batch sizes ---------------------------------------------------------------------------------------------------
 
-SIZES = (2, 8, 32, 128, 512)
 # Over positions BN averages even a batch of two over more than a thousand values; behind a dense layer it has two.
-_DENSE = {"where": ("hidden",)}
-BY_BATCH = {m: network.METHODS[m] for m in ("none", "BN", "LN", "GN")} | {
-    "BN, dense": network.METHODS["BN"] | _DENSE,
-    "LN, dense": network.METHODS["LN"] | _DENSE,
-}
+BY_BATCH = ("none", "BN", "LN", "GN", *DENSE)
 
 
-def batch_sizes(base, rates, jobs=0):
-    """Train with batches of several sizes on the same number of images, a batch's rate in proportion to its size.
+def batch_sizes(base, plan, rates, jobs=0):
+    """Train with batches of several sizes on the same number of images; each size and method at the best of a few rates
+    around the one in proportion to the batch. A full plan tries the other methods too, at the smallest size.
 
     Args:
-        base: the Run to start from; an eleventh of its images is trained on.
+        base: the Run to start from; its seed is the first, and that of the choice.
+        plan: a Plan.
         rates: dict method -> learning rate at a batch of 100.
         jobs: as in `running.run_all`.
 
     Returns:
-        DataFrame with columns method, size, accuracy (on the held-out images at the end; a run that leaves the finite
-        numbers has that of guessing) and diverged.
+        DataFrame with columns method, size, rate, accuracy (on the held-out images at the end, mean over the seeds; a
+        run that leaves the finite numbers has that of guessing), seeds and collapsed (how many runs at this rate learnt
+        next to nothing); and dict (method, size) -> list of History.
     """
-    images = base.steps * base.batch_size // 11
-    sizes = SIZES if base.steps >= STEPS else SIZES[::4]  # a smoke profile's: the ends
-    runs = {}
-    for method, layer in BY_BATCH.items():
-        for size in sizes:
-            steps = max(1, images // size)
-            runs[method, size] = replace(
-                base,
-                **layer,
-                batch_size=size,
-                steps=steps,
-                evaluate_every=-(-steps // 2),
-                learning_rate=rates[method.partition(",")[0]] * size / 100,
-                validation=True,
-            )
-    found = running.run_all(runs.values(), jobs, "batch sizes")
-    return pd.DataFrame(
+    images = min(plan.images, base.steps * base.batch_size)
+    cells = list(itertools.product(BY_BATCH, plan.sizes))
+    cells += [(m, plan.sizes[0]) for m in rates if plan.full and m not in BY_BATCH]
+
+    def run(method, size, factor, seed):
+        steps = max(1, images // size)
+        return replace(
+            base,
+            **network.METHODS[method],
+            batch_size=size,
+            steps=steps,
+            evaluate_every=-(-steps // 2),
+            learning_rate=rates[method] * size / 100 * factor,
+            validation=True,
+            seed=base.seed + seed,
+        )
+
+    tried = {cell: [run(*cell, factor, 0) for factor in plan.factors] for cell in cells}
+    found = running.run_all(itertools.chain(*tried.values()), jobs, "batch sizes")
+    chosen = {}
+    for cell, runs in tried.items():
+        factor = plan.factors[int(np.argmax([_learnt(found[r]) for r in runs]))]
+        seeds = plan.size_seeds if cell[0] in BY_BATCH else 1
+        chosen[cell] = [run(*cell, factor, seed) for seed in range(seeds)]
+    again = running.run_groups(chosen, jobs, "batch sizes, more seeds")
+    frame = pd.DataFrame(
         {
             "method": method,
             "size": size,
-            "accuracy": 1 / network.CLASSES if found[run].diverged else found[run].accuracy[-1],
-            "diverged": found[run].diverged,
+            "rate": histories[0].run.learning_rate,
+            "accuracy": np.mean([_learnt(h) for h in histories]),
+            "seeds": len(histories),
+            "collapsed": sum(_learnt(h) < COLLAPSED for h in histories),
         }
-        for (method, size), run in runs.items()
+        for (method, size), histories in again.items()
     )
+    return frame, {cell: [*(found[r] for r in tried[cell]), *again[cell]] for cell in cells}

@@ -1,0 +1,106 @@
+"""Parameters of a notebook: wrong ones are refused at its top, and a module beside it is found."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from study import check
+
+FIRST = pathlib.Path(__file__).resolve().parent.parent / "notebooks" / "01_batch_normalization.ipynb"
+FINE = {
+    "PROFILE": "smoke",
+    "DATASET": "mnist",
+    "SEED": 7,
+    "JOBS": 1,
+    "CANDIDATE": "normlib:BatchNormalization",
+    "REFERENCE": "keras.layers:BatchNormalization",
+    "METHODS": ["none", "BN", "LN", "WN", "GN"],
+}
+
+
+def test_what_is_fine_is_let_through_among_all_else_in_a_notebook():
+    check.parameters(FINE | {"seeds": [7], "In": [""], "_": "", "base": None, "replace": len}, *check.OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"STEPS": 3}, ValueError, "a parameter among PROFILE, DATASET, SEED, JOBS, .*Received: STEPS=3"),
+        ({"seed": 3}, ValueError, "a parameter among .*Received: seed=3"),
+        ({"SEED": "7"}, TypeError, "SEED of type int. Received: SEED='7'"),
+        ({"SEED": True}, TypeError, "SEED of type int. Received: SEED=True"),
+        ({"SEED": -1}, ValueError, "SEED of at least 0. Received: SEED=-1"),
+        ({"PROFILE": "fast"}, ValueError, "PROFILE among smoke, quick, .*Received: PROFILE='fast'"),
+        ({"DATASET": "svhn"}, ValueError, "DATASET among fashion_mnist, .*Received: DATASET='svhn'"),
+        ({"METHODS": ["none", "XN"]}, ValueError, "METHODS among none, BN, .*Received: METHODS="),
+        ({"METHODS": ["none", "BN"]}, ValueError, "METHODS with none, BN, LN, WN. Received: METHODS="),
+        ({"CANDIDATE": "normlib:NoSuchLayer"}, ValueError, "import path .*Received: 'normlib:NoSuchLayer'"),
+        ({"REFERENCE": "normlib:standardize"}, ValueError, "REFERENCE to name a class. Received"),
+    ],
+)
+def test_what_is_wrong_is_named(wrong, error, message):
+    with pytest.raises(error, match=message):
+        check.parameters(FINE | wrong, *check.OTHERS)
+
+
+def test_a_parameter_of_another_notebook_is_unknown():
+    with pytest.raises(ValueError, match="Received: METHODS="):
+        check.parameters(FINE, "CANDIDATE", "REFERENCE")
+
+
+MODULE = """
+import normlib
+
+class MyBatchNorm(normlib.BatchNormalization):
+    pass
+"""
+TRAINED = """
+runs = [training.Run(sample=True, steps=2, evaluate_every=2, norm=CANDIDATE, seed=SEED + k) for k in range(2)]
+print(*sorted(run.seed for run in running.run_all(runs, jobs=2)))
+"""
+
+
+@pytest.fixture
+def top(tmp_path):
+    """The first notebook's imports, parameters and check, and a training, in a folder as in the project."""
+    made = nbformat.read(FIRST, as_version=4)
+    made.cells = [cell for cell in made.cells if cell.cell_type == "code"][:3]
+    assert made.cells[-1].source.startswith("check.parameters(")
+    made.cells.append(nbformat.v4.new_code_cell(TRAINED))
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(made, tmp_path / "notebooks" / FIRST.name)
+    return tmp_path / "notebooks" / FIRST.name
+
+
+def papermill(folder, notebook, *parameters):
+    """The exit code, and the cells as they ran."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "papermill", notebook.relative_to(folder), "out.ipynb", *parameters],
+        cwd=folder,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+    )
+    return ran.returncode, nbformat.read(folder / "out.ipynb", as_version=4).cells
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [".", "notebooks"])
+def test_a_notebook_is_pointed_at_a_layer_beside_the_caller(place, tmp_path, top):
+    (tmp_path / place / "mymodule.py").write_text(MODULE)
+    given = ["-p", "SEED", "7", "-p", "CANDIDATE", "mymodule:MyBatchNorm"]
+    code, cells = papermill(tmp_path / place, top, *given)
+    assert code == 0
+    assert [o.text for o in cells[-1].outputs if o.get("name") == "stdout"] == ["7 8\n"]
+
+
+@pytest.mark.slow
+def test_a_notebook_stops_at_its_top(tmp_path, top):
+    code, cells = papermill(tmp_path, top, "-p", "SEEDS", "7")
+    assert code != 0
+    [failed] = [cell for cell in cells if any(o.output_type == "error" for o in cell.get("outputs", []))]
+    assert failed.source.startswith("check.parameters(")
+    assert "Received: SEEDS=7" in failed.outputs[-1].evalue
