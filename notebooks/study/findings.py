@@ -442,9 +442,8 @@ class Ranking:
             )
         return (
             f"In time rather than steps: {'; '.join(parts)}. BN and LN have in common that the gradient loses what "
-            "only "
-            "shifts or stretches the activations, WN that it loses what only lengthens a weight vector; that this "
-            "is the cause of a gain is a guess that this comparison does not test."
+            "only shifts or stretches the activations, WN that it loses what only lengthens a weight vector; that "
+            "this is the cause of a gain is a guess that this comparison does not test."
         )
 
     def table(self):
@@ -477,14 +476,14 @@ class Ranking:
 
 def rates_message(frame):
     """The caption's first sentence of the map of rates."""
+    if frame.rate.nunique() == 1:
+        return f"Each method at the one learning rate {frame.rate.iloc[0]:.2g}: this profile does not search."
     rates, stable = tuning.best_rates(frame), tuning.stable_rates(frame)
     for method, (low, high) in stable.items():
         present.number(f"{_key(method)}.best_rate", rates[method])
         present.number(f"{_key(method)}.stable_decades", np.log10(high / low), unit="decades")
     mine = {m: rates[m] for m in tuning.MAIN if m in rates}
     dead = frame[frame.diverged > 0].groupby("method", sort=False).rate.min()
-    if frame.rate.nunique() == 1:
-        return f"Each method at the one learning rate {frame.rate.iloc[0]:.2g}: this profile does not search."
     return f"Best learning rates: {_list([f'{m} {rate:.2g}' for m, rate in mine.items()])}; " + (
         f"runs diverged from {_list([f'{rate:.2g} on ({m})' for m, rate in dead.items()])}."
         if len(dead)
@@ -502,23 +501,19 @@ def budget_message(frame):
     )
 
 
-def start_message(frame):
+def start_message(frame, rates):
     """The caption's first sentence on the networks before training: why a best rate may be lower with normalization."""
     of = frame.set_index("method")
     for method in of.index:
         present.number(f"start.{_key(method)}.loss", of.loss[method], unit="nats")
         present.number(f"start.{_key(method)}.spread", of.spread[method])
-    bn, none = of.loc["BN"], of.loc["none"]
-    ratio = bn.spread / none.spread
+    bn, none, limited = of.loc["BN"], of.loc["none"], rates["BN, both"] > rates["BN"]
     return (
         f"Before training, what goes into the hidden units has a standard deviation of {none.spread:.1f} without "
-        f"normalization and {bn.spread:.1f} with BN, and the loss is {none.loss:.1f} against {bn.loss:.1f} nats: "
-        + (
-            "the dense layer that is not normalized starts too large behind BN and LN, and that alone limits their "
-            "rates."
-            if ratio > 2 and of.loss["LN"] > none.loss < bn.loss
-            else "they start alike."
-        )
+        f"normalization and {bn.spread:.1f} with BN, and the loss is {none.loss:.1f} against {bn.loss:.1f} nats. "
+        f"Where the dense layer is normalized too, BN's best rate is {rates['BN, both']:.2g} and not "
+        f"{rates['BN']:.2g} (none: {rates['none']:.2g}): the large start {'limits' if limited else 'does not limit'} "
+        "it."
     )
 
 
@@ -942,9 +937,9 @@ def mechanism_message(table):
     for layer, band in table.groupby("layer").band.first().items():
         present.number(f"drift.band.{layer.lower()}", band)
     return (
-        f"{len(of['semantic'])} of {len(table)} mechanisms make a difference that float64 does not remove, the largest "
-        f"being {largest.layer}: {largest.mechanism} ({scientific(largest.float64)}); {_list(of['cannot']) or 'none'} "
-        f"cannot move a parameter at all; {_list(of['round-off']) or 'none'} "
+        f"{len(of['semantic'])} of {len(table)} mechanisms make a difference that float64 does not remove, the "
+        f"largest being {largest.layer}: {largest.mechanism} ({scientific(largest.float64)}); "
+        f"{_list(of['cannot']) or 'none'} cannot move a parameter at all; {_list(of['round-off']) or 'none'} "
         f"{'is' if len(of['round-off']) == 1 else 'are'} round-off."
     )
 
@@ -984,8 +979,8 @@ def second_derivative_message(table):
     if theirs <= 1e-6:
         return f"TensorFlow's second derivatives are right to {scientific(theirs)}, own ones to {scientific(ours)}."
     return (
-        f"TensorFlow's second derivatives are wrong by up to {100 * theirs:.0f} % "
-        f"({worst['layer']}), own ones by {scientific(ours)}."
+        f"TensorFlow's second derivatives are wrong by up to {100 * theirs:.0f} % ({worst['layer']}), own ones by "
+        f"{scientific(ours)}."
     )
 
 
@@ -1017,7 +1012,7 @@ def _steps(steps):
 
 def scientific(value):
     """A small number as people write it: 3.1e-05 becomes 3.1 × 10⁻⁵."""
-    mantissa, exponent = f"{value:.1e}".replace("-", "−", value < 0).split("e")
+    mantissa, exponent = f"{value:.1e}".replace("-", "−", int(value < 0)).split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if value else "0"
 
 
