@@ -562,10 +562,10 @@ def test_arms_are_compared_with_what_they_change():
     assert table.verdict["BN, variance detached"] == "lower (BN), lower (none)"
 
 
-@pytest.mark.parametrize(("bn", "told"), [(7.0, "that alone limits their rates"), (1.2, "they start alike")])
-def test_the_start_is_named_where_it_differs(bn, told):
-    frame = pd.DataFrame({"method": ["none", "BN", "LN"], "loss": [2.6, 6.0, 7.0], "spread": [1.2, bn, bn]})
-    assert told in findings.start_message(frame)
+@pytest.mark.parametrize(("both", "told"), [(1.0, "start limits it"), (0.1, "start does not limit it")])
+def test_the_start_limits_a_rate_that_is_higher_where_the_dense_layer_is_normalized_too(both, told):
+    frame = pd.DataFrame({"method": ["none", "BN", "LN"], "loss": [2.6, 6.0, 7.0], "spread": [1.2, 7.0, 6.0]})
+    assert told in findings.start_message(frame, {"none": 0.3, "BN": 0.1, "BN, both": both})
 
 
 def test_the_hypotheses_are_told_with_their_verdicts():
@@ -586,5 +586,7 @@ def test_short_profiles_claim_nothing(profile):
 
 def test_one_rate_for_each_method_is_not_called_the_best():
     frame = pd.DataFrame({"method": ["none", "BN"], "rate": 0.1})
-    told = findings.rates_message(frame, {"none": 0.1, "BN": 0.1}, {"none": 0.0, "BN": 0.0})
-    assert told == "Each method at the one learning rate 0.1: this profile does not search."
+    assert (
+        findings.rates_message(frame)
+        == "Each method at the one learning rate 0.1: this profile does not search."
+    )

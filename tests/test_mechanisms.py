@@ -126,6 +126,31 @@ def test_second_derivatives_decide_what_becomes_of_a_gradient_penalty():
     assert_close(mechanisms.gradient_penalty("normlib:BatchNormalization"), plain, 1e-9)
 
 
+def test_a_gradient_penalty_trains_own_and_plain_ln_alike_and_tensorflows_apart():
+    frame = mechanisms.penalized_training(replace(BASE, steps=10), width=8)
+    last = frame[frame.step == 10].set_index("layer").apart
+    assert last["own"] < 1e-9 < 1e-4 < last["TensorFlow's"]
+
+
+def test_only_fused_layers_take_the_unbiased_variance():
+    layers = mechanisms.implementations().set_index("layer")["divided by"]
+    assert list(layers[["normlib", "Keras 3"]]) == ["N", "N"]
+    assert list(layers[["tf_keras (Keras 2)", "tf.raw_ops.FusedBatchNormV3"]]) == ["N − 1", "N − 1"]
+
+
+def test_weight_normalization_is_in_no_layer_of_keras_3():
+    found = mechanisms.weight_normalization_in_keras()
+    assert found == {"keras": False, "probability": False, "probability, Keras 2": True}
+
+
+def test_the_start_is_measured_at_the_hidden_units():
+    frame = mechanisms.start(BASE, ("none", "WN", "BN", "BN, both")).set_index("method")
+    assert frame.spread["none"] == pytest.approx(frame.spread["WN"], rel=1e-5)  # WN starts as none
+    assert frame.spread["BN"] == pytest.approx(frame.spread["BN, both"], rel=1e-5)
+    assert frame.spread["BN"] > 3 * frame.spread["none"]
+    assert frame.loss["BN"] > 1.5 * frame.loss["BN, both"]
+
+
 def test_small_facts():
     facts = mechanisms.small_facts()
     assert facts["default"] == facts["frozen"] == 0.0
@@ -225,6 +250,18 @@ def test_noise_stretches_and_shifts_the_channels_of_each_image(noisy_and_plain, 
     assert abs(np.corrcoef(*map(np.ravel, of_images))[0, 1]) < 0.7  # by streams of their own
 
 
+def test_ghost_batches_are_normalized_each_by_itself(rng):
+    x = random(rng, (8, 3, 3, 5)) + np.arange(8.0).reshape(8, 1, 1, 1)
+    ghost, plain = (
+        kind(epsilon=1e-5, momentum=0.0, dtype="float64")
+        for kind in (controls.GhostBatchNormalization, normlib.BatchNormalization)
+    )
+    y = ghost(x, training=True)
+    for part in range(0, 8, 2):
+        assert_close(y[part : part + 2], plain(x[part : part + 2], training=True), 1e-12)
+    assert_close(ghost(x), plain(x), 1e-12)  # inference: the statistics of the last part, for all
+
+
 def test_weight_and_mean_only_normalization_is_the_one_after_the_other(rng):
     x = random(rng, (16, 6, 6, 3), "float32")
     both, alone = (
@@ -240,9 +277,9 @@ def test_weight_and_mean_only_normalization_is_the_one_after_the_other(rng):
     assert [w.name for w in both.trainable_variables].count("beta") == 1
 
 
-@pytest.mark.parametrize("method", ["WN+MO", "input", "first", "noisy BN", "affine", "DyT"])
+@pytest.mark.parametrize("method", ["WN+MO", "input", "first", "noisy BN", "ghost BN", "affine", "DyT"])
 def test_each_control_trains_and_gives_the_same_bits_again(method):
-    run = training.Run(sample=True, steps=2, evaluate_every=2, batch_size=10, **network.METHODS[method])
+    run = training.Run(sample=True, steps=2, evaluate_every=2, batch_size=12, **network.METHODS[method])
     history = training.train(run)
     assert not history.diverged
     assert training.train(run).weights_hash == history.weights_hash

@@ -93,9 +93,15 @@ def test_what_is_chosen_on_is_neither_trained_on_nor_tested_on(sample):
     order = training.batch_order(images, BASE)
     assert order.max() < images < len(sample.x_train)
     run = training.Run(sample=True, steps=2, evaluate_every=2, validation=True)
-    chosen, tested = training.train(run), training.train(training.Run(sample=True, steps=2, evaluate_every=2))
-    assert chosen.weights_hash == tested.weights_hash
-    assert chosen.loss[0] != tested.loss[0]
+    chosen, both, tested = (
+        training.train(r) for r in (run, replace(run, test_at_end=True), replace(run, validation=False))
+    )
+    assert chosen.weights_hash == both.weights_hash == tested.weights_hash
+    assert chosen.loss[0] == both.loss[0] != tested.loss[0]
+    assert both.test_accuracy == tested.test_accuracy == tested.accuracy[-1]
+    assert np.isnan(chosen.test_accuracy)
+    with pytest.raises(ValueError, match="validation=True"):
+        replace(run, validation=False, test_at_end=True)
 
 
 @pytest.fixture

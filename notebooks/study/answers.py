@@ -200,8 +200,7 @@ def literature(
         "Bjorck 2018",
         "yes",
         f"best rate {rates['BN']:.2g} behind the convolution alone, {rates['BN, both']:.2g} behind the dense layer "
-        "too, "
-        f"{rates['none']:.2g} without",
+        f"too, {rates['none']:.2g} without",
         holds(
             min(rates["BN"], rates["BN, both"]) > rates["none"],
             max(rates["BN"], rates["BN, both"]) > rates["none"],
@@ -424,8 +423,8 @@ def questions(
     )
     ask(
         "Does epsilon matter?",
-        f"Where variances are small: with ε = {shares.epsilon.max():g} it is {_whole(filters.median())} of a filter's "
-        f"variance + ε here, and over channels more than half of that sum at "
+        f"Where variances are small: with ε = {shares.epsilon.max():g} it is {_whole(filters.median())} of a "
+        "filter's variance + ε here, and over channels more than half of that sum at "
         f"{_whole((positions > 0.5).mean())} of the positions.",
         "[Figure](#fig-epsilon)",
     )
@@ -440,8 +439,7 @@ def questions(
     ask(
         "Why does my formula not match keras.layers.BatchNormalization?",
         f"Because a call alone is inference, ε is {layers.epsilon.max():g} by default, and the moving variance is "
-        "divided by "
-        f"a number that depends on the layer ({measured}).",
+        f"divided by a number that depends on the layer ({measured}).",
         "[Table](#tbl-layers)",
     )
     ask(
@@ -454,10 +452,8 @@ def questions(
     ask(
         "Can BN work with a batch of one or two?",
         f"{'Behind a dense layer it cannot' if laws_held else 'Behind a dense layer it ought not to'}: it gives β "
-        "for one "
-        "image, and for two a sign without any gradient. Behind a convolution positions are averaged too: at two "
-        "images "
-        f"BN loses {_points(lost['BN'])} against its best size of a batch, behind the dense layer "
+        "for one image, and for two a sign without any gradient. Behind a convolution positions are averaged too: at "
+        f"two images BN loses {_points(lost['BN'])} against its best size of a batch, behind the dense layer "
         f"{_points(lost['BN, dense'])}.",
         "[Figure](#fig-batch)",
     )
@@ -527,10 +523,9 @@ def questions(
     ask(
         "Where is weight normalization in Keras 3?",
         f"keras.layers {'has' if in_keras['keras'] else 'has no'} WeightNormalization; TensorFlow Probability's "
-        "WeightNorm is "
-        "a layer of "
-        f"{'Keras 3' if in_keras['probability'] else 'Keras 2' if in_keras['probability, Keras 2'] else 'neither'}"
-        "; the one here wraps layers of Keras 3.",
+        "WeightNorm is a layer of "
+        f"{'Keras 3' if in_keras['probability'] else 'Keras 2' if in_keras['probability, Keras 2'] else 'neither'}; "
+        "the one here wraps layers of Keras 3.",
         "[Figure](#fig-wn-accuracy)",
     )
     return pd.DataFrame(rows)
@@ -610,8 +605,6 @@ def penalty_message(frame):
     gap = abs(theirs.loss / last.loss["plain formula"] - 1)
     return (
         f"Trained {int(frame.step.max())} steps with a gradient penalty, weights end {100 * theirs.apart:.2g} % of "
-        "their way "
-        f"apart through TensorFlow's LN and {scientific(last.apart['own'])} of it through the own one; the last "
-        "batch's loss "
-        f"differs by {100 * gap:.2g} %."
+        f"their way apart through TensorFlow's LN and {scientific(last.apart['own'])} of it through the own one; the "
+        f"last batch's loss differs by {100 * gap:.2g} %."
     )

@@ -486,6 +486,8 @@ class Ranking:
 
 def rates_message(frame):
     """The caption's first sentence of the map of rates."""
+    if frame.rate.nunique() == 1:
+        return f"Each method at the one learning rate {frame.rate.iloc[0]:.2g}: this profile does not search."
     rates, stable = tuning.best_rates(frame), tuning.stable_rates(frame)
     for method, (low, high) in stable.items():
         present.number(f"{_key(method)}.best_rate", rates[method])
@@ -512,22 +514,18 @@ def budget_message(frame):
     )
 
 
-def start_message(frame):
+def start_message(frame, rates):
     """The caption's first sentence on the networks before training: why a best rate may be lower with normalization."""
     of = frame.set_index("method")
     for method in of.index:
         present.number(f"start.{_key(method)}.loss", of.loss[method], unit="nats")
         present.number(f"start.{_key(method)}.spread", of.spread[method])
-    bn, none = of.loc["BN"], of.loc["none"]
-    ratio = bn.spread / none.spread
+    bn, none, limited = of.loc["BN"], of.loc["none"], rates["BN, both"] > rates["BN"]
     return (
         f"Before training, the input of the hidden units spreads by {none.spread:.1f} without normalization and "
-        f"{bn.spread:.1f} with BN, and the loss is {none.loss:.1f} and {bn.loss:.1f} nats: "
-        + (
-            "behind BN and LN the dense layer starts too large, which limits their rates."
-            if ratio > 2 and of.loss["LN"] > none.loss < bn.loss
-            else "they start alike."
-        )
+        f"{bn.spread:.1f} with BN, and the loss is {none.loss:.1f} and {bn.loss:.1f} nats. Where the dense layer is "
+        f"normalized too, BN's best rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: "
+        f"{rates['none']:.2g}): the large start {'limits' if limited else 'does not limit'} it."
     )
 
 
