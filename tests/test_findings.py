@@ -14,6 +14,7 @@ from study import (
     laws,
     mechanisms,
     network,
+    original,
     present,
     running,
     training,
@@ -54,7 +55,9 @@ def around(accuracy, seeds=3, steps=(10, 20)):
 
 
 def drift_to(largest):
-    return pd.DataFrame({"step": [1, 2], "parameter": "norm_conv/gamma", "largest": [1.0, largest]})
+    return pd.DataFrame(
+        {"step": [1, 2], "parameter": "norm_conv/gamma", "largest": [1.0, largest], "mean": [0.1, 0.5]}
+    )
 
 
 # --- the same layer ----------------------------------------------------------------------------------------------
@@ -140,8 +143,11 @@ def test_the_drift_is_attributed_to_what_makes_it(repeated, unpaired, exact, mes
     }
     drifts = {name: drift_to(size) for name, size in sizes.items()}
     assert findings.attribution_message(drifts).startswith(message)
-    of_the_loop = findings.drift_message(drifts).startswith("The drift of 2019 is its training loop's")
-    assert of_the_loop == (repeated == 1e-2 and exact < 1e-11)
+    of_the_loop = findings.drift_message(drifts, drifts[equivalence.BOTH_FAULTS])
+    assert of_the_loop.startswith("The drift is none of the layers' own") == (
+        repeated == 1e-2 and exact < 1e-11
+    )
+    assert "+0.5000 (gamma)" in of_the_loop  # what is drawn: the means
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float32", 2e-4), ("float64", 2e-12)])
@@ -173,16 +179,28 @@ def test_every_wrong_field_of_the_invariances_counts(wrong, recorded):
     assert recorded["invariances"] == (wrong == 0)
 
 
-@pytest.mark.parametrize("moved", [None, "bias", "length", "filters"])
-def test_what_training_moves_is_not_conserved(moved, recorded):
-    frame = pd.DataFrame(
-        {"bias": 1e-5, "length": 1e-5, "filters": 1e-5, "kernel": 0.1, "growth": 0.1}, [0, 1]
-    )
-    if moved:
-        frame.loc[1, moved] = 1e-3
-    message = findings.conservation_verdicts(frame, frame)
-    assert recorded == {f"conserved.{name}": name != moved for name in ("bias", "length", "filters")}
-    assert ("does not move" in message) == (moved is None)
+@pytest.mark.parametrize(
+    ("method", "changed", "failing"),
+    [
+        ("BN", {}, set()),
+        ("BN", {"bias": 1e-3}, {"bias"}),
+        ("BN", {"length": 1e-3}, {"length"}),
+        ("BN", {"filters": 1e-6}, {"filters"}),  # under BN they ought to move
+        ("LN-C", {"filters": 1e-6}, set()),
+        ("LN-C", {}, {"filters"}),
+        ("RMS", {}, {"bias"}),
+        ("RMS", {"bias": 1e-3}, set()),
+    ],
+)
+def test_what_training_moves_is_not_conserved(method, changed, failing, recorded):
+    values = {"bias": 1e-6, "length": 1e-6, "filters": 1e-2, "kernel": 0.1, "growth": 0.1} | changed
+    frame = pd.DataFrame(values, [0, 1])
+    message = findings.conservation_verdicts({method: frame})
+    key = method.lower()
+    assert recorded == {
+        f"conserved.{key}.{name}": name not in failing for name in ("bias", "length", "filters")
+    }
+    assert message.startswith("What the output does not feel") == (not failing)
 
 
 def test_a_wrong_second_derivative_fails(recorded):
@@ -204,16 +222,70 @@ def test_a_wrong_second_derivative_fails(recorded):
     ],
 )
 def test_a_mechanism_is_judged_by_what_float64_leaves(float32, float64, verdict, pending):
-    table = pd.DataFrame(
-        {"mechanism": ["this", "other"], "float32": [float32, 1.0], "float64": [float64, 1.0]}
-    )
+    table = mechanisms_table(float32=[float32, 1.0], float64=[float64, 1.0])
     table = findings.mechanism_verdicts(table)
     assert list(table.verdict) == [verdict, "semantic"]
     assert [row["verdict"] for row in pending["verdicts"]] == [verdict, "semantic"]
-    message = findings.mechanism_message(table, 1e-6)
+    message = findings.mechanism_message(table)
     assert message.startswith(f"{1 + (verdict == 'semantic')} of 2 mechanisms")
     assert ("0 are round-off, 1 cannot move" in message) == (verdict == "cannot")
     assert ("1 are round-off, 0 cannot move" in message) == (verdict == "round-off")
+
+
+def mechanisms_table(**columns):
+    rows = {"layer": "BN", "mechanism": ["this", "other"], "rounding": 1e-4, "band": 1e-4, "steps": 3}
+    return pd.DataFrame(rows | columns)
+
+
+@pytest.mark.parametrize(
+    ("float32", "rounding", "message"),
+    [
+        (1.9e-4, 1e-4, "All that is round-off stays within twice the band"),
+        (
+            1e-3,
+            9e-4,
+            "BN, this: 10 times the band of one-ulp twins and of the own layer's rounding (1.0 × 10⁻⁴); its own",
+        ),
+        (1e-3, 4e-4, "nor does its own rounding explain it"),
+    ],
+)
+def test_round_off_outside_the_band_is_told(float32, rounding, message, pending):
+    table = mechanisms_table(float32=[float32, 1.0], float64=[1e-15, 1.0], rounding=rounding)
+    assert message in findings.band_message(findings.mechanism_verdicts(table))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ([1.0, 60.0], "TensorFlow's BN is 60 times less exact than the own one in dx."),
+        ([1.0, 0.1], "the own BN is 10 times less exact than TensorFlow's in dx."),
+        ([1.5, 0.6], "equally exact, within a factor of two"),
+    ],
+)
+def test_the_less_exact_layer_is_told(theirs, message):
+    errors = pd.DataFrame({"quantity": ["y", "dx"], "own": 1.0, "TensorFlow's": theirs})
+    assert message in findings.exactness_message("BN", errors)
+
+
+@pytest.mark.parametrize(
+    ("rows", "repeated", "message"),
+    [
+        (-0.01, -0.03, "repeated updates make 75 %"),
+        (-0.03, -0.01, "rows make 75 %"),
+        (0.01, 0.01, "does not end lower"),
+    ],
+)
+def test_the_reason_is_what_costs_most(rows, repeated, message, pending):
+    names = ("rows", "repeated updates")
+    values = {
+        frozenset(): [0.0, 0.0],
+        frozenset(names[:1]): [rows, rows],
+        frozenset(names[1:]): [repeated, repeated],
+        frozenset(names): [rows + repeated] * 2,
+    }
+    table = original.shares(values, names, "accuracy")
+    assert message in findings.reason_sentence(table)
+    assert "ln.reason.accuracy.rows" in pending["numbers"]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,18 @@ def test_a_law_holds(name, case):
     assert measure(case) <= laws.TOLERANCE, claim
 
 
+def test_a_law_that_all_but_one_method_keeps_fails_where_that_one_keeps_it(monkeypatch):
+    """BN in inference is like the others: then what is said of BN in training is wrong."""
+    for name in ("accumulation_is_exact_without_bn", "samples_are_independent_without_bn"):
+        monkeypatch.setattr(laws, "call", lambda layer, x: layer(x))
+        assert laws.LAWS[name][1](laws.Case()) == 1.0
+
+
+def test_the_length_law_needs_epsilons_share(monkeypatch):
+    monkeypatch.setattr(laws, "radial_gradient", lambda *_: 0.0)
+    assert laws.LAWS["symmetries_conserve"][1](laws.Case()) > 1e-6
+
+
 @SETTINGS
 @given(
     case=st.builds(

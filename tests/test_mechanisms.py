@@ -100,16 +100,20 @@ def test_depth_is_as_in_theory():
 def test_a_training_conserves_what_the_output_does_not_feel_and_nothing_else(monkeypatch):
     held = {}
     monkeypatch.setattr(present, "verdict", lambda *row: held.update({row[1]: row[-1]}))
-    bn, channels, none = (mechanisms.conservation(BASE, m, every=2) for m in ("BN", "LN-C", "none"))
-    assert list(bn.step) == [2, 4]
-    assert "does not move" in findings.conservation_verdicts(bn, channels)
+    methods = ("BN", "GN", "LN-C", "RMS", "WN")
+    frames = {m: mechanisms.conservation(BASE, m, every=2) for m in methods}
+    assert list(frames["BN"].step) == [2, 4]
+    assert findings.conservation_verdicts(frames).startswith("What the output does not feel")
     assert all(held.values())
-    findings.conservation_verdicts(channels, bn)
-    assert not held["conserved.bias"]
-    assert not held["conserved.filters"]
-    assert none.bias.max() > 0.1 * none.kernel.max()
-    # Where w is not perpendicular to dw, its length does not grow as in Pythagoras.
-    assert none.pythagoras.max() > 100 * none.length.max()
+    assert len(held) == 15
+    findings.conservation_verdicts({"LN-C": frames["BN"], "BN": frames["RMS"]})
+    assert not held["conserved.ln-c.filters"]
+    assert not held["conserved.bn.bias"]
+    # Without normalization, the lengths follow no such law; without epsilon's share, those before BN do not either.
+    none = mechanisms.conservation(BASE, "none", every=2)
+    findings.conservation_verdicts({"none": none})
+    assert not held["conserved.none.length"]
+    assert frames["BN"].pythagoras.max() > 100 * frames["BN"].length.max()
 
 
 def test_a_scaled_weight_is_the_same_training_for_powers_of_two():

@@ -1,12 +1,14 @@
 """The study of 2019 run again: its layers, and its numbers beside those found."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 from test_findings import history
 
 import normlib
-from study import original, training
+from study import data, equivalence, original, training
 
 
 def test_layer_normalization_of_2019_has_a_gamma_for_each_position_in_the_batch():
@@ -64,6 +66,9 @@ def beside(accuracy=0.0, factor=1.0, steps_of_right=(100, 2750)):
         ]
         for method in original.OWN
     }
+    for of_method in curves.values():
+        of_method.append(history([0.0, 0.0], steps=(100, 2750)))
+        of_method[-1] = replace(of_method[-1], run=replace(of_method[-1].run, dataset="cifar10"))
     return original.beside(found, curves)
 
 
@@ -102,3 +107,63 @@ def test_right_layers_not_trained_so_long_leave_their_place_empty():
     late = beside(steps_of_right=(100,)).set_index("what").right.filter(like="accuracy")
     assert late.isna().sum() == 5
     assert set(late.dropna()) == {0.5}
+
+
+def test_what_was_not_trained_so_long_is_not_run():
+    table = beside()
+    short = {"none": history([0.7], steps=(100,))} | {
+        m: history([0.7], steps=(100,)) for m in original.ACCURACIES
+    }
+    whole = {
+        (whose, m): history([0.5], steps=(15,)) for m in original.DRIFTS for whose in ("own", "TensorFlow's")
+    }
+    for (whose, _), of in whole.items():
+        of.trace.update({f"norm_conv/{n}": np.full((15, 2), whose == "own") for n in ("gamma", "beta")})
+    late = original.beside(short | whole, {m: [] for m in original.OWN})
+    assert list(late.what) == list(table.what)
+    assert (late.verdict[late.what.str.contains("2,750")] == "not run").all()
+    assert original.message(late).endswith("5 not run.")
+
+
+def test_shares_add_up_to_the_whole():
+    values = {"": [0.0, 0.2], "a": [1.0, 1.0], "b": [2.0, 3.0], "ab": [6.0, 6.0]}
+    table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "what")
+    table = table.set_index("mechanism")
+    whole = table.loc["all, as in 2019"]
+    assert whole.difference == 6.0
+    assert table.difference.drop("all, as in 2019").sum() == pytest.approx(6.0)
+    assert table.share.drop("all, as in 2019").sum() == pytest.approx(1.0)
+    assert table.difference["a"] == pytest.approx(0.9)
+    assert (table.low["b"], table.high["b"]) == (2.0, 2.8)
+    assert table.without["a"] == 2.5
+    assert table.difference["their interaction"] == pytest.approx(2.6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list(original.FACTORS))
+def test_the_drift_of_2019_is_made_by_its_factors_and_by_nothing_else(method, monkeypatch):
+    monkeypatch.setattr(equivalence, "STEPS", 3)
+    base = training.Run(sample=True, batch_size=100)
+    table, drifts = original.drift_shares(base, method, [1], jobs=2)
+    assert set(table.quantity) == {"gamma", "beta"}
+    whole = abs(table.difference[table.mechanism == "all, as in 2019"])
+    left = abs(table.difference[table.mechanism == "what is left without them"])
+    assert (left.to_numpy() < 1e-2 * whole.to_numpy()).all()
+    assert len(drifts) == {"BN": 4, "LN": 10}[method]
+
+
+def test_the_digits_of_2019_are_taken_where_they_can_be_had(monkeypatch):
+    run = training.Run()
+    original._has_mnist.cache_clear()
+    monkeypatch.setattr(training, "load", lambda *_: None)
+    assert original.on_mnist(run).dataset == "mnist"
+    sample = replace(run, sample=True)
+    assert original.on_mnist(sample) == sample
+    original._has_mnist.cache_clear()
+
+    def fail(*_):
+        raise data.DataError("not here")
+
+    monkeypatch.setattr(training, "load", fail)
+    assert original.on_mnist(run) == run
+    original._has_mnist.cache_clear()

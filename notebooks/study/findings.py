@@ -242,7 +242,7 @@ def drift_message(drifts, as_in_2019):
     )
     told = f"the means part by {before} with the faults of 2019, and by {after} paired properly"
     if is_round_off(drifts) and final_drift(as_in_2019) > STANDS_OUT * final_drift(drifts[NO_FAULT]):
-        return f"The drift of 2019 is none of the layers' own: {told}."
+        return f"The drift is none of the layers' own: {told}."
     return f"{told[0].upper()}{told[1:]}."
 
 
