@@ -1017,7 +1017,7 @@ def _steps(steps):
 
 def scientific(value):
     """A small number as people write it: 3.1e-05 becomes 3.1 × 10⁻⁵."""
-    mantissa, exponent = f"{value:.1e}".replace("-", "−", value < 0).split("e")
+    mantissa, exponent = f"{value:.1e}".replace("-", "−", int(value < 0)).split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if value else "0"
 
 
