@@ -23,7 +23,7 @@ def accuracy_curves(groups, seed=None):
         if len(histories) > 1:
             axes.plot(steps, accuracy.T, **look | {"lw": 0.8, "alpha": 0.3, "label": None})
         axes.plot(steps, accuracy.mean(axis=0), label=label, **look)
-    axes.set(xlabel="step", ylabel="test accuracy")
+    axes.set(xlabel="step", ylabel="held-out accuracy" if histories[0].run.validation else "test accuracy")
     axes.legend(loc="lower right")
     return figure
 

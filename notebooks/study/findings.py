@@ -553,6 +553,12 @@ def hypotheses(curves):
     table = pd.DataFrame(rows)
     table.insert(4, "p, Holm", statistics.holm(table.p))
     table.loc[table["p, Holm"] >= 0.05, "verdict"] = "not told apart"
+    for place, (_, a, b, _) in enumerate(HYPOTHESES):
+        lost = [
+            f"{collapsed(curves[m])} of {len(curves[m])} runs of {m}" for m in (a, b) if collapsed(curves[m])
+        ]
+        if lost:
+            table.loc[place, "verdict"] += f" ({_list(lost)} collapsed)"
     return table
 
 
@@ -564,15 +570,14 @@ def _direction(method, measure, difference):
 
 def hypotheses_message(table, seeds):
     """The caption's first sentence of the table of hypotheses."""
-    apart = int((table.verdict != "not told apart").sum())
+    told = [verdict for verdict in table.verdict if not verdict.startswith("not told apart")]
     least = 2.0 ** (1 - len(seeds))
     limit = (
         f" With {len(seeds)} seeds no p can be under {least:.3g}: nothing may be claimed by this test."
         if len(HYPOTHESES) * least > 0.05
         else ""
     )
-    found = _list(list(table.verdict[table.verdict != "not told apart"]))
-    return f"{apart} of {len(table)} pairs are told apart{f': {found}' if apart else ''}.{limit}"
+    return f"{len(told)} of {len(table)} pairs are told apart{f': {_list(told)}' if told else ''}.{limit}"
 
 
 def hypotheses_sentence(table):
@@ -713,7 +718,7 @@ def beside_none(tuned, method):
     if method == "none":
         return "the baseline"
     if method not in tuned:
-        return "not settled: one seed, short runs"
+        return "not settled: short runs of the search alone"
     if lost := collapsed(tuned[method]):
         return f"{lost} of {len(tuned[method])} runs collapsed"
     found = beside(tuned, method, "none")
