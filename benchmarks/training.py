@@ -38,7 +38,7 @@ def serve(kind, method, threads, steps, connection):
     model = network.build(dataset.x_train.shape[1:], run.norm, run.options, run.where)
     order = training.batch_order(len(dataset.x_train), run)
     if kind == "own":
-        stretch = training._stretch(model, run, dataset, tf.constant(order))
+        stretch = training._stretch(model, run, tf.constant(order))
 
         def turn():
             stretch(tf.constant(0), tf.constant(steps))

@@ -8,6 +8,9 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # it changes the bits, so it is said: see the runs' keys
+for library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ[f"{library}_NUM_THREADS"] = "1"
 
 # Of oneDNN and CUDA, TensorFlow tells before any log level counts, straight to the process's stderr.
 kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

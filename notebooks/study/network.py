@@ -134,7 +134,8 @@ def build(
             *normalized("hidden", **({"axis": -1} if "axis" in arguments else {})),
             layers.ReLU(dtype=dtype),
             with_kernel(layers.Dense, 2, "logits", CLASSES),
-        ]
+        ],
+        name="network",
     )
     return model
 

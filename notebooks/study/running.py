@@ -5,15 +5,18 @@ study goes on where it stopped, and builds that share a cache share its runs.
 """
 
 import ast
+import collections
 import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import inspect
 import io
 import json
 import os
 import pathlib
+import platform
 import sys
 import tempfile
 import threading
@@ -26,12 +29,21 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
-import normlib
 from study import network, training
 
-LIMIT = 4e9  # bytes of kept runs; beyond it those that were used longest ago go
+LIMIT = float(
+    os.environ.get("NORMLIB_CACHE_BYTES", 4e9)
+)  # of kept runs; beyond it, those used longest ago go
 MEMORY = 1.2e9  # bytes that a worker needs
 EVERY = 20.0  # seconds between two lines of progress
+WITHOUT_WORKERS = 60.0  # seconds that a cluster may have none
+DECISIVE = (
+    "normlib",
+    "study",
+    "study.data",
+    "study.network",
+    "study.training",
+)  # modules that decide a result
 
 
 def run_all(runs, jobs=0, description="runs"):
@@ -47,39 +59,99 @@ def run_all(runs, jobs=0, description="runs"):
         dict Run -> History.
 
     Raises:
-        RuntimeError: worker processes died twice; the message names the runs that are not finished.
+        RuntimeError: worker processes died twice at a run, or it failed: the message names it; a cluster has no workers,
+            or workers with other code.
     """
     runs = list(dict.fromkeys(runs))
     cache = _cache_folder()
     paths = {run: cache / f"{_key(run)}.run" for run in runs}
     found = {run: _restore(path, run) for run, path in paths.items()}
-    missing = sorted((run for run in runs if found[run] is None), key=_work, reverse=True)
-    if missing:
-        bar = _Progress(missing, [paths[run].with_suffix(".step") for run in missing], description)
-        with bar, _workers(jobs, len(missing)) as jobs, warnings.catch_warnings():
-            # A worker whose memory has grown is replaced between two runs, and nothing is lost.
-            warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-            deaths = 0
-            # A run that another build is at is passed over at first, and waited for when nothing else is left.
-            waits = False
-            while left := [run for run in missing if not paths[run].exists()]:
-                work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in left)
-                try:
-                    for path, content in joblib.Parallel(jobs, return_as="generator_unordered", batch_size=1)(
-                        work
-                    ):
-                        if content is not None and not path.exists():
-                            _write(path, content)
-                    waits = True
-                except TerminatedWorkerError as error:  # killed, or out of memory
-                    deaths += 1
-                    left = [run for run in missing if not paths[run].exists()]
-                    if deaths == 2:
-                        raise RuntimeError(f"Worker processes died twice. Not finished: {left}") from error
-                    _tell(f"A worker process died; {len(left)} runs are tried once more.")
+    # Another build may evict what this one has just finished: then it is trained again.
+    while missing := sorted((run for run in runs if found[run] is None), key=_work, reverse=True):
+        with _Progress(missing, [paths[run].with_suffix(".step") for run in missing], description):
+            _train_all(missing, paths, jobs)
         found |= {run: _restore(paths[run], run) for run in missing}
-        _evict(cache, keep=set(paths.values()))
+    _evict(cache, keep=set(paths.values()))
     return found
+
+
+def _train_all(runs, paths, jobs):
+    """Train runs until each is kept. One at which worker processes died is tried once more, and then named."""
+    died = collections.Counter()
+    # A run that another build is at is passed over at first, and waited for when nothing else is left.
+    waits = False
+    while left := [run for run in runs if not paths[run].exists()]:
+        try:
+            for path, content in _results(left, paths, waits, jobs):
+                if content is not None and not path.exists():
+                    _write(path, content)
+            waits = True
+        except TerminatedWorkerError as error:  # killed, or out of memory
+            died.update([run for run in left if _was_left(paths[run])] or left)
+            if twice := [run for run in left if died[run] == 2]:
+                raise RuntimeError(f"Worker processes died twice at: {twice}") from error
+            _tell(f"A worker process died; {len(left)} runs are tried once more.")
+
+
+def _was_left(path):
+    """Whether a run was begun and nobody is at it."""
+    with contextlib.suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
+        begun = path.with_suffix(".step").exists()
+        path.with_suffix(".step").unlink(missing_ok=True)
+        return begun
+    return False
+
+
+def _results(runs, paths, waits, jobs):
+    """What `_train_and_keep` returns for each run, as they finish: from processes here or from a cluster's workers."""
+    if address := os.environ.get("NORMLIB_CLUSTER"):
+        yield from _results_of_cluster(address, runs, paths, waits)
+        return
+    with joblib.parallel_config("loky"), warnings.catch_warnings():
+        # A worker whose memory has grown is replaced between two runs, and nothing is lost.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+        work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in runs)
+        workers = _workers(jobs, len(runs))
+        yield from joblib.Parallel(workers, return_as="generator_unordered", batch_size=1)(work)
+
+
+def _workers(jobs, most):
+    """How many processes: no more than asked for, than cores, than fit into memory, than there is work."""
+    if jobs < 0:
+        raise ValueError(f"Expected jobs of at least 0. Received: jobs={jobs}")
+    fit = max(1, int(psutil.virtual_memory().available // MEMORY))
+    return min(jobs or joblib.cpu_count(), joblib.cpu_count(), fit, most)
+
+
+def _results_of_cluster(address, runs, paths, waits):
+    """From the workers of a Dask cluster, which may come and go. One that works with other code or settings refuses."""
+    from distributed import Client, KilledWorker, wait
+
+    try:
+        client = Client(address, set_as_default=False, timeout=WITHOUT_WORKERS)
+    except OSError as error:
+        raise RuntimeError(f"Expected a Dask scheduler. Received: {address!r} ({error})") from error
+    with client:
+        pending = {
+            client.submit(_train_and_keep, run, paths[run], waits, key=paths[run].stem, priority=-place): run
+            for place, run in enumerate(runs)
+        }
+        while pending:
+            try:
+                done = wait(list(pending), WITHOUT_WORKERS, "FIRST_COMPLETED").done
+            except TimeoutError:
+                if not client.nthreads():
+                    raise RuntimeError(
+                        f"Expected workers at {address}. Received: none for {WITHOUT_WORKERS:.0f} seconds; finished "
+                        "runs are kept"
+                    ) from None
+                continue
+            for future in done:
+                run = pending.pop(future)
+                try:
+                    yield future.result()
+                except KilledWorker as error:
+                    raise RuntimeError(f"Workers of the cluster died at: {run}") from error
 
 
 def run_groups(groups, jobs=0, description="runs"):
@@ -94,33 +166,30 @@ def _work(run):
     return run.steps * run.batch_size * (4 if run.dtype == "float64" else 1) * (1 if own else 2)
 
 
-@contextlib.contextmanager
-def _workers(jobs, most):
-    """Where joblib's work goes: to processes here, as many as cores and memory allow, or to a Dask cluster."""
-    address = os.environ.get("NORMLIB_CLUSTER")
-    if not address:
-        fit = max(1, int(psutil.virtual_memory().available // MEMORY))
-        with joblib.parallel_config("loky"):
-            yield min(jobs or joblib.cpu_count(), fit, most)
-        return
-    from distributed import Client
-
-    with Client(address, set_as_default=False) as client, joblib.parallel_config("dask", client=client):
-        yield -1
-
-
 def _train_and_keep(run, path, waits):
     """Train a run, in a worker, and keep it. On a cluster the caller's path may be out of reach: then it is kept in the
     worker's own cache, and always its content comes back too; None where another process is at it and this one does
     not wait."""
+    if (key := _key(run)) != path.stem:
+        raise RuntimeError(
+            f"Expected a worker with the caller's code, versions and settings. Received: key {key[:8]} for "
+            f"{path.stem[:8]}, on {platform.node()}"
+        )
     here = path if path.parent.is_dir() else _cache_folder() / path.name
+    step_file = here.with_suffix(".step")
+
+    def tell(step):
+        with contextlib.suppress(OSError):  # it is but for progress
+            step_file.write_text(str(step))
+
     try:
         with FileLock(here.with_suffix(".lock"), timeout=-1 if waits else 0):
             if not here.exists():
-                step_file = here.with_suffix(".step")
                 try:
-                    step_file.write_text("0")
-                    _keep(here, training.train(run, lambda step: step_file.write_text(str(step))))
+                    tell(0)
+                    _keep(here, training.train(run, tell))
+                except Exception as error:
+                    raise RuntimeError(f"This run failed: {run}: {error}") from error
                 finally:
                     step_file.unlink(missing_ok=True)
             return path, here.read_bytes()
@@ -195,17 +264,35 @@ def _cache_folder():
 
 
 def _key(run):
-    """SHA-256 of all that decides a run's result: its description, the code, the data, the versions."""
-    sources = [normlib, network, training]
+    """SHA-256 of all that decides a run's result: its description, the code, the data, the versions, the machine."""
+    modules = list(DECISIVE)
     if run.norm and not run.norm.startswith(("normlib:", "keras.", "tensorflow_probability.")):
-        sources.append(sys.modules[network.resolve(run.norm).__module__])
+        modules.append(network.resolve(run.norm).__module__)
     decisive = [
         dataclasses.asdict(run),
-        [_code(inspect.getsource(module)) for module in sources],
+        [_code(_source(module)) for module in modules],
         training.load(run.dataset, run.sample).digest,
         training.versions(),
+        _machine(),
     ]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _source(module):
+    """A module's source when it was first asked for: an edit reaches no process that runs already."""
+    return inspect.getsource(importlib.import_module(module))
+
+
+@functools.cache
+def _machine():
+    """What of this machine decides the bits: its kind, what its processor can do, and whether oneDNN is on."""
+    try:
+        cpu = pathlib.Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0]
+    except (OSError, IndexError):
+        cpu = platform.processor()
+    settings = {name: os.environ.get(name) for name in ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA")}
+    return [platform.machine(), hashlib.sha256(cpu.encode()).hexdigest(), settings]
 
 
 @functools.cache
@@ -228,42 +315,60 @@ def _keep(path, history):
     rest = {n: v for n, v in fields.items() if n not in arrays} | {"run": dataclasses.asdict(history.run)}
     payload = io.BytesIO()
     np.savez_compressed(payload, description=np.frombuffer(json.dumps(rest).encode(), "uint8"), **arrays)
-    _write(path, hashlib.sha256(payload.getvalue()).digest() + payload.getvalue())
+    _write(path, _checksum(path, payload.getvalue()) + payload.getvalue())
+
+
+def _checksum(path, payload):
+    """Of the payload and the key that it is kept under: no run can take another's place."""
+    return hashlib.sha256(path.stem.encode() + payload).digest()
 
 
 def _write(path, content):
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    """Write a file whole or not at all, for all users to read."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        file = pathlib.Path(folder, path.name)
+        file.write_bytes(content)
+        os.replace(file, path)
 
 
 def _restore(path, run):
     """Read a kept history; None if there is none, or if it was damaged."""
     if not path.exists():
         return None
-    stored = path.read_bytes()
-    if hashlib.sha256(stored[32:]).digest() != stored[:32]:
+    try:
+        stored = path.read_bytes()
+        if _checksum(path, stored[32:]) != stored[:32]:
+            raise ValueError("another checksum")
+        with np.load(io.BytesIO(stored[32:]), allow_pickle=False) as arrays:
+            fields = json.loads(arrays["description"].tobytes()) | {"run": run, "trace": {}, "weights": {}}
+            for name in arrays.files:
+                group, _, key = name.partition(":")
+                if key:
+                    fields[group][key] = arrays[name]
+                elif name != "description":
+                    fields[name] = arrays[name]
+        history = training.History(**fields)
+    except Exception as error:  # whatever is wrong with a kept run, it can be trained again
         path.unlink(missing_ok=True)
-        _tell(f"A kept run was damaged and is trained again: {path.name}")
+        _tell(f"A kept run was damaged and is trained again: {path.name} ({error})")
         return None
-    with np.load(io.BytesIO(stored[32:]), allow_pickle=False) as arrays:
-        fields = json.loads(arrays["description"].tobytes()) | {"run": run, "trace": {}, "weights": {}}
-        for name in arrays.files:
-            group, _, key = name.partition(":")
-            if key:
-                fields[group][key] = arrays[name]
-            elif name != "description":
-                fields[name] = arrays[name]
-    os.utime(path)  # it was used: see _evict
-    return training.History(**fields)
+    with contextlib.suppress(OSError):  # it was used: see _evict
+        os.utime(path)
+    return history
 
 
 def _evict(cache, keep):
     """Remove the kept runs that were used longest ago, beyond the limit, but for those of now."""
-    files = sorted(cache.glob("*.run"), key=lambda path: path.stat().st_mtime)
-    excess = sum(path.stat().st_size for path in files) - LIMIT
-    for path in files:
+    sizes = {}
+    for path in cache.glob("*.run"):
+        with contextlib.suppress(OSError):  # another build evicted it
+            sizes[path] = (path.stat().st_mtime, path.stat().st_size)
+    excess = sum(size for _, size in sizes.values()) - LIMIT
+    for path in sorted(sizes, key=sizes.get):
         if excess > 0 and path not in keep:
-            excess -= path.stat().st_size
+            excess -= sizes[path][1]
             path.unlink(missing_ok=True)
-            path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+for module in DECISIVE:  # as this process runs them
+    _source(module)

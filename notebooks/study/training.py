@@ -218,10 +218,8 @@ def train(run, progress=None):
         nudge=run.nudge,
         bias=run.bias,
     )
-    stretch = _stretch(model, run, dataset, tf.constant(batch_order(trained_on(dataset), run)))
-    test = dataset.x_test, dataset.y_test
-    held_out = dataset.x_train[trained_on(dataset) :], dataset.y_train[trained_on(dataset) :]
-    evaluate = _evaluation(model, run, *(held_out if run.validation else test))
+    stretch = _stretch(model, run, tf.constant(batch_order(trained_on(dataset), run)))
+    evaluate = _evaluation(model, run, "held out" if run.validation else "test")
 
     measured = [*range(run.evaluate_every, run.steps, run.evaluate_every), run.steps]
     training_loss, trace, scores, milliseconds = [], [], [], []
@@ -239,7 +237,7 @@ def train(run, progress=None):
     accuracy, loss = np.array(scores, "float64").T
     test_accuracy = float("nan") if run.validation else float(accuracy[-1])
     if run.test_at_end:
-        test_accuracy = float(_evaluation(model, run, *test)()[0])
+        test_accuracy = float(_evaluation(model, run, "test")()[0])
     return History(
         run=run,
         steps=np.array(measured),
@@ -256,9 +254,9 @@ def train(run, progress=None):
     )
 
 
-def _stretch(model, run, dataset, order):
+def _stretch(model, run, order):
     """A compiled function that makes the steps from `first` to `last`."""
-    images, labels = tf.constant(dataset.x_train), tf.constant(dataset.y_train)
+    images, labels = tensors(run.dataset, run.sample)["train"]
     variables = _values(model.trainable_variables)
     of_norm = network.norm_variables(model)
     repeated = {id(v) for v in _values(of_norm.values())} if run.repeat_updates else set()
@@ -284,19 +282,20 @@ def _stretch(model, run, dataset, order):
     return stretch
 
 
-def _evaluation(model, run, x_all, y_all, batch=50):
+def _evaluation(model, run, part, batch=50):
     """A compiled function that gives accuracy and loss, batches that fit into a cache at a time."""
-    images, labels = tf.constant(x_all), tf.constant(y_all)
+    images, labels = tensors(run.dataset, run.sample)[part]
+    count = len(images)
 
     @tf.function
     def evaluate():
         correct, loss = tf.zeros([], "int64"), tf.zeros([], run.dtype)
-        for first in tf.range(0, len(x_all), batch):
+        for first in tf.range(0, count, batch):
             x, y = tf.cast(images[first : first + batch], run.dtype), labels[first : first + batch]
             logits = model(x, training=False)
             correct += tf.math.count_nonzero(tf.argmax(logits, 1) == y)
             loss += tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
-        return correct / len(x_all), loss / len(x_all)
+        return correct / count, loss / count
 
     return evaluate
 
@@ -338,6 +337,19 @@ def _split_trace(model, flat):
 def load(name, sample):
     """The data of Runs, loaded once."""
     return data.load(name, sample=sample)
+
+
+@functools.cache
+def tensors(name, sample):
+    """The data of Runs as (images, labels) tensors, made once: a compiled function never gives back what it holds."""
+    dataset = load(name, sample)
+    first = trained_on(dataset)
+    parts = {
+        "train": (dataset.x_train, dataset.y_train),
+        "held out": (dataset.x_train[first:], dataset.y_train[first:]),
+        "test": (dataset.x_test, dataset.y_test),
+    }
+    return {part: (tf.constant(images), tf.constant(labels)) for part, (images, labels) in parts.items()}
 
 
 def versions():
