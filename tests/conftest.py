@@ -2,6 +2,7 @@
 
 import study  # isort: skip  # noqa: F401  # first: it fixes TensorFlow's threads
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -10,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
-from jupyter_core.utils import ensure_event_loop
 
 import build
 from study import data
@@ -69,7 +69,7 @@ def in_own_thread(function, *arguments):
         try:
             return function(*arguments)
         finally:
-            ensure_event_loop().close()  # papermill leaves it open
+            asyncio.get_event_loop().close()  # papermill leaves it open
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(called).result()

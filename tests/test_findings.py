@@ -397,6 +397,15 @@ def test_eight_seeds_that_disagree_do_not_tell_a_method_apart():
     assert list(findings.hypotheses(curves).verdict) == apart
 
 
+def test_a_hypothesis_names_the_runs_that_collapsed():
+    curves = {method: around(level, 8) for method, level in LEVELS.items()}
+    curves["BN"] = [*curves["BN"][:6], *(history([0.1, 0.1], seed) for seed in (6, 7))]
+    verdicts = findings.hypotheses(curves).verdict
+    assert verdicts[0] == "not told apart (2 of 8 runs of BN collapsed)"
+    assert verdicts[1].endswith("(2 of 8 runs of BN collapsed)")
+    assert "collapsed" not in verdicts[2]
+
+
 def test_hypotheses_on_speed_ask_for_the_mean_and_the_one_on_the_end_for_the_test_images():
     shapes = {"none": [0.5, 0.5], "BN": [0.8, 0.4], "LN": [0.1, 0.1], "WN": [0.2, 0.6]}
     curves = {m: [history(shape, seed) for seed in range(8)] for m, shape in shapes.items()}
@@ -465,7 +474,7 @@ def test_methods_are_compared_at_equal_lengths_over_shared_seeds_and_not_where_r
     assert findings.beside(tuned, "DyT", "none") is None
     assert findings.beside_none(tuned, "RMS") == "higher than plain after 20 steps"
     assert findings.beside_none(tuned, "affine") == "1 of 3 runs collapsed"
-    assert findings.beside_none(tuned, "DyT").startswith("not settled: one seed")
+    assert findings.beside_none(tuned, "DyT").startswith("not settled: short runs")
 
 
 def table_of(methods, tuned, by_batch=()):

@@ -48,7 +48,8 @@ def accuracy_curves(groups, seed=None):
         below.fill_between(steps, low, high, color=look["color"], alpha=0.2, lw=0)
         below.plot(steps, mean, label=present.short(label), **look)
     below.axhline(0.0, color="0.35", lw=0.8)
-    above.set_ylabel("test accuracy, %")
+    images = "held-out" if histories[0].run.validation else "test"
+    above.set_ylabel(f"{images} accuracy, %")
     below.set(xlabel="step", ylabel=f"minus {present.short(next(iter(groups)))}, points")
     figure.align_ylabels()
     return _finished(figure)

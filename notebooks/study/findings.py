@@ -565,6 +565,12 @@ def hypotheses(curves):
     table = pd.DataFrame(rows)
     table.insert(4, "p, Holm", statistics.holm(table.p))
     table.loc[table["p, Holm"] >= 0.05, "verdict"] = "not told apart"
+    for place, (_, a, b, _) in enumerate(HYPOTHESES):
+        lost = [
+            f"{collapsed(curves[m])} of {len(curves[m])} runs of {m}" for m in (a, b) if collapsed(curves[m])
+        ]
+        if lost:
+            table.loc[place, "verdict"] += f" ({_list(lost)} collapsed)"
     return table
 
 
@@ -602,8 +608,7 @@ def _sides(table):
     told = []
     for row in table.to_dict("records"):
         a, b = row["hypothesis"].partition(": ")[2].partition(", ")[0].split(" against ")
-        apart = row["verdict"] != "not told apart"
-        told.append(row["verdict"] if apart else f"{a} is not told apart from {b}")
+        told.append(row["verdict"].replace("not told apart", f"{a} is not told apart from {b}"))
     return _list(told)
 
 
@@ -741,7 +746,7 @@ def beside_none(tuned, method):
     if method == "none":
         return "the baseline"
     if method not in tuned:
-        return "not settled: one seed, short runs"
+        return "not settled: short runs of the search alone"
     if lost := collapsed(tuned[method]):
         return f"{lost} of {len(tuned[method])} runs collapsed"
     found = beside(tuned, method, "none")

@@ -484,7 +484,7 @@ def penalized_training(base, steps=200, rate=0.05, width=32, weight=10.0, every=
                 variable.assign_sub(rate * gradient)
             return loss
 
-        for number, indices in enumerate(order, start=1):
+        for number, indices in enumerate(running.progress(order, f"gradient penalty, {name}"), start=1):
             loss = float(step(tf.constant(images[indices]), tf.constant(signs[indices])))
             if number % every == 0:
                 now = variables[0].numpy()

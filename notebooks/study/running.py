@@ -17,6 +17,7 @@ import pathlib
 import sys
 import tempfile
 import threading
+import warnings
 
 import joblib
 import numpy as np
@@ -55,7 +56,9 @@ def run_all(runs, jobs=0, description="runs"):
     missing = sorted((run for run in runs if found[run] is None), key=_work, reverse=True)
     if missing:
         bar = _Progress(missing, [paths[run].with_suffix(".step") for run in missing], description)
-        with bar, _workers(jobs, len(missing)) as jobs:
+        with bar, _workers(jobs, len(missing)) as jobs, warnings.catch_warnings():
+            # A worker whose memory has grown is replaced between two runs, and nothing is lost.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             deaths = 0
             # A run that another build is at is passed over at first, and waited for when nothing else is left.
             waits = False
