@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 import build
-from study import equivalence, figures, laws, network, present, training
+from study import equivalence, figures, laws, network, present, training, tuning
 
 
 @pytest.fixture(autouse=True)
@@ -182,14 +182,11 @@ def test_curves_that_coincide_are_told_apart_by_their_difference():
 # --- legible ---------------------------------------------------------------------------------------------------------
 
 
-PLACED = ("BN, dense", "BN, both", "LN, dense", "LN, both")
-
-
-def methods(**columns):
+def methods(*names, **columns):
     rows = [
-        {"method": m} | dict(zip(columns, v, strict=True))
-        for m in (*network.METHODS, *PLACED)
-        for v in zip(*columns.values(), strict=True)
+        {"method": method} | dict(zip(columns, values, strict=True))
+        for method in names or (*tuning.MAIN, *tuning.OTHERS)
+        for values in zip(*columns.values(), strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -209,7 +206,6 @@ UNIT = pd.DataFrame(
 MECHANISMS = pd.DataFrame(
     {"mechanism": ["the plain formula, by autodiff"], "float32": 1e-3, "float64": 1e-15}
 )
-ARMS = {("H, W, C", False): 0.7, ("C", False): 0.7, ("rows", False): 0.7, ("rows", True): 0.6}
 SAME = np.array([[word == "yes" for word in words.split()] for words in laws.INVARIANCES.values()])
 ALL = {
     "accuracy": lambda: figures.accuracy_curves(groups()),
@@ -234,8 +230,6 @@ ALL = {
         )
     ),
     "attribution": lambda: figures.attribution(DRIFTS),
-    "ablation": lambda: figures.ablation_curves({arm: list(histories(a)) for arm, a in ARMS.items()}),
-    "rates": lambda: figures.rate_curves(methods(rate=(0.01, 0.1), accuracy=(0.5, 0.8))),
     "budget": lambda: figures.budget_curves(methods(tried=(1, 2, 3), accuracy=(0.5, 0.8, 0.9))),
     "batch": lambda: figures.batch_curves(BY_BATCH),
     "invariances": lambda: figures.invariance_map(
@@ -243,7 +237,7 @@ ALL = {
     ),
     "epsilon": lambda: figures.epsilon_shares(OF_SETS),
     "depth": lambda: figures.depth_curves(
-        methods(layer=(1, 2, 3), cosine=(0.3, 0.5, 0.9), growth=(0.5, 1, 1.4))
+        methods("none", "BN", "LN", layer=(1, 2, 3), cosine=(0.3, 0.5, 0.9), growth=(0.5, 1, 1.4))
     ),
     "conservation": lambda: figures.conservation_curves({m: CONSERVED for m in ("BN", "LN", "LN-C", "WN")}),
     "statistics": lambda: figures.statistics_curves(LEARNED),
@@ -251,7 +245,7 @@ ALL = {
         pd.concat([MECHANISMS.assign(band=1e-3, layer=layer) for layer in ("BN", "LN")])
     ),
     "landscape": lambda: figures.landscape_curves(
-        methods(step=(0, 10), lowest=(1, 1), highest=(2, 9), change=(4, 7))
+        methods("none", "BN", "LN", step=(0, 10), lowest=(1, 1), highest=(2, 9), change=(4, 7))
     ),
     "percentiles": lambda: figures.percentile_curves(UNIT),
 }

@@ -86,23 +86,6 @@ def attribution(drifts):
     return _finished(figure, columns=2)
 
 
-def ablation_curves(arms):
-    """Mean accuracy by step of each (axes, repeated) arm, one panel for sane and one for repeated updates."""
-    figure, panels = plt.subplots(1, 2, figsize=(WIDE, 3.0), sharey=True)
-    places = {axes: place for place, axes in enumerate(dict.fromkeys(axes for axes, _ in arms))}
-    for panel, repeated in zip(panels, (False, True), strict=True):
-        for (axes, arm_repeated), histories in arms.items():
-            if arm_repeated == repeated:
-                steps = histories[0].steps
-                look = present.style(places[axes], points=len(steps))
-                accuracy = 100 * np.array([h.accuracy for h in histories])
-                panel.plot(steps, accuracy.T, label=f"_{axes}", **look | THIN)
-                panel.plot(steps, accuracy.mean(axis=0), label=axes, **look)
-        panel.set(title="t updates at step t" if repeated else "one update a step", xlabel="step")
-    panels[0].set_ylabel("test accuracy, %")
-    return _finished(figure, title="averaged over")
-
-
 def arm_curves(arms):
     """Mean accuracy by step of each arm of an experiment, the seeds thin behind it.
 
@@ -134,21 +117,6 @@ def accuracy_points(groups):
     axes.set(xticks=range(len(groups)), xticklabels=names, ylabel="final test accuracy, %")
     axes.grid(visible=False, axis="x")
     return figure
-
-
-def rate_curves(frame):
-    """Accuracy on the held-out images by learning rate, a line for each method, its best rate ringed."""
-    figure, panels = _methods_and_controls(frame)
-    for axes, of_panel in panels:
-        for method, rows in of_panel.groupby("method", sort=False):
-            rows = rows.sort_values("rate")
-            look = _look(method, 1)
-            axes.semilogx(rows.rate, 100 * rows.accuracy, label=present.short(method), **look)
-            best = rows.loc[rows.accuracy.idxmax()]
-            axes.scatter(best.rate, 100 * best.accuracy, 90, facecolors="none", edgecolors=look["color"])
-        axes.set_xlabel("learning rate")
-    panels[0][0].set_ylabel("held-out accuracy, %")
-    return _finished(figure, columns=5)
 
 
 def rate_map(frame):
@@ -189,7 +157,7 @@ def budget_curves(frame):
         axes.set_xlabel("learning rates tried")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0][0].set_ylabel("expected best accuracy, %")
-    return _finished(figure, columns=5)
+    return _finished(figure, columns=4)
 
 
 def _methods_and_controls(frame):
@@ -197,7 +165,7 @@ def _methods_and_controls(frame):
     place, control = frame.method.str.contains(", "), frame.method.isin(CONTROLS)
     groups = {"activations": ~place & ~control, "weights, controls": control, "other places": place}
     shown = {title: frame[rows | (frame.method == "none")] for title, rows in groups.items() if any(rows)}
-    figure, panels = plt.subplots(1, len(shown), figsize=(WIDE, 3.6), sharex=True, sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(shown), figsize=(WIDE, 4.0), sharex=True, sharey=True, squeeze=False)
     for axes, title in zip(panels[0], shown, strict=True):
         axes.set_title(title)
     return figure, list(zip(panels[0], shown.values(), strict=True))
@@ -229,8 +197,9 @@ def invariance_map(changes, expected, rows, columns):
     figure, axes = plt.subplots(figsize=(WIDE, 4.0))
     image = axes.imshow(changes, cmap="cividis", norm=LogNorm(1e-16, 1.0, clip=True), aspect="auto")
     for (i, j), same in np.ndenumerate(expected):
-        word, ink = "same" if same else "changes", "white" if changes[i, j] < 1e-8 else "black"
+        word, ink = "same" if same else "moves", "white" if changes[i, j] < 1e-8 else "black"
         axes.text(j, i, word, ha="center", va="center", size=8, color=ink)
+    columns = [name.replace(", ", ",\n") for name in columns]
     axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     axes.grid(visible=False)
     figure.colorbar(image, location="bottom", aspect=40, label="largest relative change of the output")
