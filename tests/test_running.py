@@ -19,7 +19,8 @@ import pytest
 from filelock import FileLock
 
 import normlib
-from study import figures, network, running, training
+import study as package
+from study import data, figures, network, running, training
 
 SHORT = training.Run(sample=True, steps=6, evaluate_every=3, batch_size=20)
 RUNS = [dataclasses.replace(SHORT, seed=seed) for seed in range(4)]
@@ -77,17 +78,15 @@ def test_one_worker_and_two_give_the_same_bits(tmp_path, monkeypatch):
 
 def test_the_key_follows_the_code_that_decides_and_no_other(monkeypatch):
     def key_with(module, added):
-        source = running.inspect.getsource
-        monkeypatch.setattr(
-            running.inspect, "getsource", lambda m: source(m) + (added if m is module else "")
-        )
+        source = running._source
+        monkeypatch.setattr(running, "_source", lambda m: source(m) + (added if m == module.__name__ else ""))
         try:
             return running._key(SHORT)
         finally:
-            monkeypatch.setattr(running.inspect, "getsource", source)
+            monkeypatch.setattr(running, "_source", source)
 
     key = running._key(SHORT)
-    for module in (normlib, network, training):
+    for module in (normlib, package, data, network, training):
         assert key_with(module, "CHANGED = 1") != key
         assert key_with(module, "# a comment\n\n") == key
     assert key_with(figures, "CHANGED = 1") == key
@@ -108,8 +107,8 @@ def kill_a_worker(cache, times):
             with contextlib.suppress(psutil.Error):
                 if "popen_loky" in " ".join(child.cmdline()):
                     child.kill()
-        for step in begun:
-            step.unlink(missing_ok=True)
+        while any(step.exists() for step in begun):  # they are tried again
+            time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -127,7 +126,7 @@ def test_runs_of_a_worker_that_was_killed_are_tried_once_more(cache, capfd):
 def test_workers_that_die_twice_are_named(cache):
     long = [dataclasses.replace(run, steps=4000, evaluate_every=2000) for run in RUNS[:2]]
     threading.Thread(target=kill_a_worker, args=(cache, 2), daemon=True).start()
-    with pytest.raises(RuntimeError, match=r"died twice\. Not finished.*seed=0"):
+    with pytest.raises(RuntimeError, match=r"died twice at: \[Run.*seed="):
         running.run_all(long, jobs=2)
 
 
@@ -188,12 +187,7 @@ def test_two_builds_at_once_train_nothing_twice(cache, tmp_path):
                 file.write(f"{{run.seed}}\\n")
             return train(run, progress)
         training.train = counted
-        import contextlib, joblib
-        @contextlib.contextmanager
-        def here(jobs, most):
-            with joblib.parallel_config("sequential"):
-                yield 1
-        running._workers = here
+        running._workers = lambda jobs, most: 1  # joblib then works in this process
         running.run_all(RUNS)
     """
     both = [script(text), script(text)]
@@ -205,8 +199,9 @@ def test_two_builds_at_once_train_nothing_twice(cache, tmp_path):
 
 def test_a_run_that_another_one_is_at_is_passed_over(cache):
     cache.mkdir()
-    with FileLock(cache / "a.lock"):
-        assert running._train_and_keep(SHORT, cache / "a.run", waits=False) == (cache / "a.run", None)
+    path = cache / f"{running._key(SHORT)}.run"
+    with FileLock(path.with_suffix(".lock")):
+        assert running._train_and_keep(SHORT, path, waits=False) == (path, None)
     assert not list(cache.glob("*.run"))
 
 
@@ -221,10 +216,144 @@ def test_what_was_used_longest_ago_goes_first(cache, monkeypatch):
     assert {path.stem for path in cache.glob("*.run")} == {"old"}
 
 
-def test_no_more_workers_than_fit_into_memory(monkeypatch):
+def test_no_more_workers_than_fit_into_memory_and_than_there_are_cores(monkeypatch):
+    monkeypatch.setattr(running.joblib, "cpu_count", lambda: 8)
+    assert running._workers(0, 100) == running._workers(64, 100) == 8
+    assert running._workers(0, 3) == running._workers(3, 100) == 3
     monkeypatch.setattr(running, "MEMORY", psutil.virtual_memory().available / 3.5)
-    with running._workers(8, 100) as jobs:
-        assert jobs in (2, 3, 4)
+    assert running._workers(8, 100) in (2, 3, 4)
+    with pytest.raises(ValueError, match=r"at least 0. Received: jobs=-1"):
+        running._workers(-1, 100)
+
+
+def test_longest_first(monkeypatch):
+    asked = []
+    monkeypatch.setattr(running, "_train_all", lambda runs, *_: asked.extend(runs))
+    monkeypatch.setattr(running, "_restore", lambda path, run: run if asked else None)
+    running.run_all([dataclasses.replace(SHORT, steps=steps) for steps in (10, 30, 20)])
+    assert [run.steps for run in asked] == [30, 20, 10]
+
+
+@pytest.mark.slow
+def test_every_thread_pool_has_one_thread(cache):
+    text = """
+        import numpy, threading, tensorflow as tf
+        numpy.ones((600, 600)) @ numpy.ones((600, 600))
+        tf.ones((600, 600)) @ tf.ones((600, 600))
+        print(*(os.environ[f"{name}_NUM_THREADS"] for name in ("OMP", "OPENBLAS", "MKL")))
+        print(tf.config.threading.get_intra_op_parallelism_threads())
+    """
+    printed, told = (study := script(text, OMP_NUM_THREADS="8")).communicate(timeout=120)
+    assert study.returncode == 0, told
+    assert printed.split() == ["1", "1", "1", "1"]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named():
+    bad = dataclasses.replace(SHORT, norm="normlib:GroupNormalization", options=(("groups", 7),))
+    with pytest.raises(RuntimeError, match=r"This run failed: Run\(.*GroupNormalization.*Received: groups=7"):
+        running.run_all([bad], jobs=1)
+
+
+# --- what is damaged, full or locked ---------------------------------------------------------------------------------
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    payload = {
+        "flipped": content[32:100] + bytes([content[100] ^ 1]) + content[101:],
+        "cut": content[32:200],
+        "empty": b"",
+        "something else": b"a file",
+    }[how]
+    checksum = content[:32] if how == "flipped" else running._checksum(path, payload)
+    path.write_bytes((checksum + payload)[: 0 if how == "empty" else None])
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "something else", "another run's"])
+def test_a_damaged_run_is_told_of_and_trained_again(how, cache, capfd):
+    runs = RUNS[:2]
+    before = running.run_all(runs, jobs=1)
+    first, second = (cache / f"{running._key(run)}.run" for run in runs)
+    if how == "another run's":
+        first.write_bytes(second.read_bytes())
+    else:
+        damage(first, how)
+    after = running.run_all(runs, jobs=1)
+    assert "was damaged and is trained again" in capfd.readouterr().err
+    assert [after[run].weights_hash for run in runs] == [before[run].weights_hash for run in runs]
+
+
+def test_a_planted_pickle_is_not_executed(cache, tmp_path):
+    running.run_all([SHORT], jobs=1)
+    path = cache / f"{running._key(SHORT)}.run"
+
+    class Planted:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    payload = io.BytesIO()
+    np.savez(payload, description=np.array([Planted()], dtype=object))
+    path.write_bytes(running._checksum(path, payload.getvalue()) + payload.getvalue())
+    assert running._restore(path, SHORT) is None
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_another_build_evicts_is_no_error(cache, monkeypatch):
+    cache.mkdir()
+    for name in "abc":
+        (cache / f"{name}.run").write_bytes(bytes(100))
+    monkeypatch.setattr(running, "LIMIT", 0)
+    stat = pathlib.Path.stat
+
+    def gone(path, **options):
+        if path.name == "b.run":
+            path.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(pathlib.Path, "stat", gone)
+    running._evict(cache, keep=set())
+    assert not list(cache.glob("*.run"))
+
+
+def test_a_full_cache_leaves_nothing_half_written(cache, monkeypatch):
+    """A small file system in memory takes the place of a full disk, where one may be mounted."""
+    cache.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", cache], capture_output=True
+    ).returncode:
+        pytest.skip("a small file system could not be mounted")
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space left"):
+                running._write(cache / "a.run", bytes(100_000))
+            assert not list(cache.iterdir())
+        running._write(cache / "a.run", bytes(1000))
+        assert (cache / "a.run").stat().st_mode & 0o044
+    finally:
+        subprocess.run(["umount", cache], check=True)
+
+
+def test_a_run_is_kept_under_the_code_that_this_process_runs(monkeypatch):
+    """An edit under an open notebook: the code that is loaded stays the one that counts."""
+    key = running._key(SHORT)
+    monkeypatch.setattr(running.inspect, "getsource", lambda module: "edited = True")
+    assert running._key(SHORT) == key
+
+
+@pytest.mark.parametrize("what", ["code", "oneDNN"])
+def test_a_worker_with_other_code_or_settings_refuses(what, cache, monkeypatch):
+    path = cache / f"{running._key(SHORT)}.run"
+    if what == "code":
+        monkeypatch.setattr(running, "_source", lambda module: "other = True")
+    else:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+        running._machine.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=r"caller's code, versions and settings. Received: key"):
+            running._train_and_keep(SHORT, path, waits=False)
+    finally:
+        running._machine.cache_clear()
 
 
 def test_progress_is_told_in_lines(capfd, monkeypatch):
