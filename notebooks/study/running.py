@@ -59,8 +59,8 @@ def run_all(runs, jobs=0, description="runs"):
         dict Run -> History.
 
     Raises:
-        RuntimeError: worker processes died twice at a run, or it failed: the message names it; a cluster has no workers,
-            or workers with other code.
+        RuntimeError: worker processes died twice at a run, or it failed: the message names it; a cluster has no
+            workers, or workers with other code.
     """
     runs = list(dict.fromkeys(runs))
     cache = _cache_folder()
