@@ -288,6 +288,15 @@ def test_the_reason_is_what_costs_most(rows, repeated, message, pending):
     assert "ln.reason.accuracy.rows" in pending["numbers"]
 
 
+def test_what_only_acts_together_is_told_by_what_it_takes_away():
+    sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
+    table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
+    assert findings.shares_message(table) == (
+        "Of the difference in γ (+1.0000) their interaction 90 % and b 10 % (mended alone, each takes away: "
+        "b 100 % and a 90 %)."
+    )
+
+
 @pytest.mark.parametrize(
     ("ranges", "message"),
     [

@@ -41,7 +41,7 @@ def test_a_law_that_all_but_one_method_keeps_fails_where_that_one_keeps_it(monke
 
 def test_the_length_law_needs_epsilons_share(monkeypatch):
     monkeypatch.setattr(laws, "radial_gradient", lambda *_: 0.0)
-    assert laws.LAWS["symmetries_conserve"][1](laws.Case()) > 1e-6
+    assert laws.LAWS["symmetries_conserve"][1](laws.Case()) > 10 * laws.TOLERANCE
 
 
 @SETTINGS

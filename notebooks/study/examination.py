@@ -298,14 +298,21 @@ def _fitting(made, theirs):
             if axes != now
         ]
     best = None
-    for sentences, changed in structures:
-        try:
-            layer = supposed(**changed)
-            found = sentences + _solved(candidate, layer, reference)
-        except RAISED:  # such a layer there is not, or its parameters have other shapes
-            continue
-        if _match([candidate, layer], _all) and found and (best is None or len(found) < len(best)):
-            best = found
+    for solving in (
+        False,
+        True,
+    ):  # what needs no other numbers comes first: it is simpler, and quicker to try
+        for sentences, changed in structures:
+            try:
+                layer = supposed(**changed)
+                found = sentences + (_solved(candidate, layer, reference) if solving else ())
+                fits = found and (best is None or len(found) < len(best)) and _match([candidate, layer], _all)
+            except RAISED:  # such a layer there is not, or its parameters have other shapes
+                continue
+            if fits:
+                best = found
+            if best and len(best) <= 1 + solving:  # fewer there will not be
+                return best
     return best or ()
 
 

@@ -197,19 +197,24 @@ def attribution_message(drifts, parameters="the parameters"):
 
 
 def shares_message(table):
-    """The caption's first sentence of a table of `original.shares`: each mechanism's share of each quantity."""
+    """The caption's first sentence of a table of `original.shares`: each mechanism's share of each quantity, alone;
+    where most of it is their interaction, also what each takes away when it alone is mended."""
     told = []
     for quantity, rows in table.groupby("quantity", sort=False):
         whole = rows.difference.iloc[-1]
-        parts = rows[~rows.mechanism.str.startswith("all,")].sort_values("share", ascending=False)
-        listed = _list(
-            [f"{row.mechanism} {_share(row.share)}" for row in parts.itertuples() if abs(row.share) >= 0.005]
-        )
-        told.append(
-            f"of the difference in {quantity} ({signed(whole, 4)}) {listed or 'nothing is explained'}"
-        )
+        parts = rows[~rows.mechanism.str.startswith("all,")].set_index("mechanism")
+        text = f"of the difference in {quantity} ({signed(whole, 4)}) {_listed(parts.share) or 'nothing is explained'}"
+        if abs(parts.share["their interaction"]) > 0.5:
+            text += f" (mended alone, each takes away: {_listed(1 - parts.without.dropna() / whole)})"
+        told.append(text)
     text = "; ".join(told)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _listed(shares):
+    return _list(
+        [f"{name} {_share(s)}" for name, s in shares.sort_values(ascending=False).items() if abs(s) >= 0.005]
+    )
 
 
 def _share(share):
