@@ -26,6 +26,12 @@ def test_a_published_run_is_read_back(tmp_path, row):
     assert read == row
 
 
+def test_a_run_published_before_an_option_existed_is_read_back_too(tmp_path, row):
+    older = {name: value for name, value in row.items() if name != "test_at_end"}
+    ((run, _),) = audit.published(results(tmp_path, older))
+    assert run == training.Run(**vars(SHORT) | network.METHODS["LN"])
+
+
 @pytest.mark.parametrize(
     ("change", "code", "verdict"),
     [

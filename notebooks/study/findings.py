@@ -832,9 +832,9 @@ def epsilon_message(shares):
         present.number(f"epsilon.share.{name}", float(np.median(value)), unit="fraction")
     present.number("epsilon.empty_positions", empty, unit="fraction")
     return (
-        f"With ε = {_power(of_filters.epsilon.max())}, ε is {100 * np.median(big):.0f} % of a filter's variance "
-        f"(median), with {_power(of_filters.epsilon.min())} it is {100 * np.median(small):.1f} %; of a position's "
-        f"variance even the smaller ε is more than half at {100 * empty:.0f} % of the positions."
+        f"ε = {_power(of_filters.epsilon.max())} makes up {100 * np.median(big):.0f} % of a filter's variance + ε "
+        f"(median), {_power(of_filters.epsilon.min())} {100 * np.median(small):.1f} %; of that sum over a position's "
+        f"channels even the smaller ε is more than half at {100 * empty:.0f} % of the positions."
     )
 
 
