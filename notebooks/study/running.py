@@ -128,7 +128,7 @@ def _results_of_cluster(address, runs, paths, waits):
     from distributed import Client, KilledWorker, wait
 
     try:
-        client = Client(address, set_as_default=False, timeout=WITHOUT_WORKERS)
+        client = Client(address, timeout=WITHOUT_WORKERS)
     except OSError as error:
         raise RuntimeError(f"Expected a Dask scheduler. Received: {address!r} ({error})") from error
     with client:
