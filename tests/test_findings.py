@@ -627,6 +627,18 @@ def test_where_methods_ran_in_the_search_alone_or_collapsed_nothing_is_settled()
     assert table.verdict[claims[1]] == "not settled"
 
 
+def test_wide_intervals_one_seed_and_no_search_settle_nothing():
+    curves, arms, tuned, sweep, by_batch, *others = made_up(1)
+    arms["noisy BN"] = [replace(h, accuracy=h.accuracy + 0.2 * (-1) ** h.run.seed) for h in arms["noisy BN"]]
+    sweep, by_batch = sweep.assign(rate=0.1), by_batch.assign(seeds=1)
+    table = answers.literature(curves, arms, tuned, sweep, by_batch, *others)
+    assert set(table.claim[table.verdict == "not settled"]) == {
+        "noisy BN trains as fast as BN",
+        "BN allows larger learning rates",
+        "GN does not mind small batches, BN does",
+    }
+
+
 def test_half_of_a_claim_is_partly_reproduced():
     curves, arms, tuned, sweep, by_batch, *others, along, sigmoid = made_up(1)
     arms |= {"LN, statistics detached": around(0.62), "noisy BN": around(0.65)}

@@ -596,11 +596,11 @@ def implementations(shape=(4, 2, 2, 3), seed=2612):
         layer(x, training=True)
         old = layer.momentum  # the moving variance starts at 1
         taken = np.mean((np.asarray(layer.moving_variance) - old) / (1 - old) / biased)
-        rows.append((name, layer.epsilon, old, taken, np.array_equal(inferred, alone)))
+        rows.append((name, layer.epsilon, old, taken, "yes" if np.array_equal(inferred, alone) else "no"))
     _, _, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=tf.ones(shape[-1]), offset=tf.zeros(shape[-1]), mean=[], variance=[], is_training=True
     )
-    rows.append(("tf.raw_ops.FusedBatchNormV3", 1e-4, None, np.mean(variance / biased), None))
+    rows.append(("tf.raw_ops.FusedBatchNormV3", 1e-4, None, np.mean(variance / biased), ""))
     frame = pd.DataFrame(rows, columns=["layer", "epsilon", "momentum", "variance", "inference"])
     near = {"N": 1.0, "N − 1": bessel}
     frame["divided by"] = [min(near, key=lambda n: abs(near[n] - value)) for value in frame.variance]
