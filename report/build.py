@@ -16,10 +16,11 @@ Profiles, and their times on 2 cores with no finished runs kept:
 Finished runs are kept: a stopped build goes on where it was, and a second one takes a minute and a half.
 
 Environment:
-  NORMLIB_CACHE     folder of the finished runs; default ~/.cache/normlib
-  NORMLIB_DATA      folder that holds the data files, as --data-dir
-  NORMLIB_CLUSTER   a Dask scheduler whose workers train, as --cluster
-  NORMLIB_PROGRESS  "bar" or "lines"; default bars on a terminal, lines elsewhere
+  NORMLIB_CACHE        folder of the finished runs; default ~/.cache/normlib
+  NORMLIB_CACHE_BYTES  its size at most; default 4e9: beyond it, the runs used longest ago go
+  NORMLIB_DATA         folder that holds the data files, as --data-dir
+  NORMLIB_CLUSTER      a Dask scheduler whose workers train, as --cluster
+  NORMLIB_PROGRESS     "bar" or "lines"; default bars on a terminal, lines elsewhere
 
 Examples:
   python report/build.py --open

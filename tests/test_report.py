@@ -463,7 +463,12 @@ def test_what_is_there_to_explore_is_neither_run_nor_shown_nor_counted(capsys, t
 
 def test_a_part_names_what_it_leaves_out_and_leaves_the_whole_alone(capsys, tmp_path):
     folder = tmp_path / "notebooks"
-    notebook(folder, TEXT.replace("toy", "other"), SHOW.replace("toy", "other"), name="02_other")
+    notebook(
+        folder,
+        TEXT.replace("toy", "other"),
+        SHOW.replace("toy", "other").replace("tbl-n", "tbl-other-n"),
+        name="02_other",
+    )
     refers = "[Equation](#eq-other), [Figure](#fig-other), [Section](02_other.ipynb), [Table](#tbl-missing)."
     whole = make(tmp_path, TEXT, SHOW)
     before = {f.name: f.read_bytes() for f in whole.iterdir() if f.is_file()}
@@ -560,7 +565,8 @@ def test_own_and_tensorflows_layers_agree_in_the_report(report):
 
 def test_parameters_reach_the_notebooks(report):
     results = json.loads((report / "results.json").read_text())
-    assert {run["seed"] for run in results["runs"]} == {7, 8, 9}
+    # Other batches, a mechanism of drift, are those of a seed 1,000 further on.
+    assert {run["seed"] for run in results["runs"]} == {7, 8, 9, 1007}
     assert all(p["SEED"] == 7 for p in results["provenance"]["parameters"].values())
 
 

@@ -572,7 +572,9 @@ def hypotheses(curves):
     table.loc[table["p, Holm"] >= 0.05, "verdict"] = "not told apart"
     for place, (_, a, b, _) in enumerate(HYPOTHESES):
         lost = [
-            f"{collapsed(curves[m])} of {len(curves[m])} runs of {m}" for m in (a, b) if collapsed(curves[m])
+            f"{collapsed(curves[m])} of {len(curves[m])} runs of {present.short(m)}"
+            for m in (a, b)
+            if collapsed(curves[m])
         ]
         if lost:
             table.loc[place, "verdict"] += f" ({_list(lost)} collapsed)"
@@ -588,12 +590,9 @@ def _direction(a, b, measure, difference):
 def hypotheses_message(table, seeds):
     """The caption's first sentence of the table of hypotheses."""
     least = 2.0 ** (1 - len(seeds))
-    limit = (
-        f" With {len(seeds)} seeds, p cannot be under {least:.3g}: this test can claim nothing."
-        if len(HYPOTHESES) * least > 0.05
-        else ""
-    )
-    return f"Each method at its own best rate: {_sides(table)}.{limit}"
+    if len(HYPOTHESES) * least > 0.05:
+        return f"With {len(seeds)} seeds, p cannot be under {least:.3g}: this test can claim nothing."
+    return f"Each method at its own best rate: {_sides(table)}."
 
 
 def hypotheses_sentence(table):
