@@ -33,6 +33,7 @@ Exit codes:
   1    a notebook failed, or the report could not be put together
   2    wrong arguments
   3    data missing or damaged
+  129  its terminal was closed
   130  interrupted
   143  terminated
 """
@@ -62,6 +63,9 @@ import time
 import webbrowser
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # here and in the kernels
+if __name__ == "__main__":  # also while the packages below are imported; it leaves by way of every `finally`
+    for kind, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        signal.signal(kind, lambda *_, code=code: sys.exit(code))
 
 import nbformat
 import panflute as pf
@@ -69,6 +73,7 @@ import papermill
 import pypandoc
 import typst
 from filelock import FileLock, Timeout
+from jupyter_client import AsyncKernelManager
 from tqdm import tqdm
 
 PROFILES = ("smoke", "quick", "default", "thorough")
@@ -76,6 +81,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PANDOC = pypandoc.get_pandoc_path()
 pf.elements.RAW_FORMATS.add("typst")  # younger than panflute's list
+PARTS = ("notebooks", "report.html", "report.pdf", "results.json")  # of a report
 INSERTED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 HIDDEN_TAGS = {"parameters", "injected-parameters", "remove-cell"}
 PACKAGES = [
@@ -108,10 +114,18 @@ def main(arguments=None):
         print(f"\nNot built: {error}", file=sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        print("\nInterrupted. Finished runs are kept: the next build goes on from there.", file=sys.stderr)
-        sys.exit(130)
+        leave(130, "Interrupted. Finished runs are kept: the next build goes on from there.")
+    except OSError as error:  # a full disk, a folder that may not be written
+        leave(1, f"Not built: {error}")
     if options.open:
         webbrowser.open((options.output / "report.html").as_uri())
+
+
+def leave(code, message):
+    """Say one thing and exit: what asyncio tells of the tasks that it had to drop is no news."""
+    print(f"\n{message}", file=sys.stderr, flush=True)
+    sys.stderr = io.StringIO()
+    sys.exit(code)
 
 
 def parse(arguments=None):
@@ -166,13 +180,15 @@ def parse(arguments=None):
 def build(options):
     """Run, put together, write: into a temporary folder first."""
     started = time.time()
+    check_fonts()
     notebooks = find_notebooks(options)
     parameters = read_parameters(options, notebooks)
     dataset = find_data(options, parameters)
     options.output.mkdir(parents=True, exist_ok=True)
-    remove_left_behind(options.output.parent)
+    remove_left_behind(options.output)
+    # Inside the output folder: what is built there can be renamed into its place, whatever disk it is on.
     with (
-        tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".building-") as folder,
+        tempfile.TemporaryDirectory(dir=options.output, prefix=".building-") as folder,
         FileLock(f"{folder}/lock"),
     ):
         folder = pathlib.Path(folder)
@@ -192,8 +208,7 @@ def build(options):
         write_html(document, folder)
         write_pdf(document, folder)
         (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        for name in ("notebooks", "report.html", "report.pdf", "results.json"):
-            replace(folder / name, options.output / name)
+        install(folder, options.output)
     print(
         f"{options.output / 'report.html'} and report.pdf, in {time.time() - started:.0f} s", file=sys.stderr
     )
@@ -220,11 +235,20 @@ def stages(names, options):
     return tell
 
 
-def remove_left_behind(parent):
-    """Remove the folders of builds that were killed: nobody holds their lock."""
-    for folder in parent.glob(".building-*"):
+def remove_left_behind(output):
+    """Remove the folders of builds that were killed: nobody holds their lock. A whole report is put in its place."""
+    with FileLock(output / ".lock"):
+        put_in_place(output)
+    for folder in output.glob(".building-*"):
         with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_fonts():
+    """The fonts that the page and the PDF bring along: Typst would take another one in silence."""
+    for name in re.findall(r"url\(([\w.-]+)\)", (HERE / "style.css").read_text()):
+        if not (HERE / name).exists():
+            raise BuildError(f"Expected the font {name} beside build.py. Received: {HERE.name}/ without it")
 
 
 # --- run ------------------------------------------------------------------------------------------------------------
@@ -277,6 +301,13 @@ def find_data(options, parameters):
         raise BuildError(str(error), 3) from error
 
 
+class QuietKernel(AsyncKernelManager):
+    """A kernel that tells by its messages alone: what it writes when it is stopped is no news."""
+
+    async def _async_launch_kernel(self, kernel_cmd, **options):
+        await super()._async_launch_kernel(kernel_cmd, **options | {"stderr": subprocess.DEVNULL})
+
+
 def execute(notebook, parameters, target):
     """Run one notebook, but for what is there to explore by hand, and make sure that it ran whole."""
     target.parent.mkdir(exist_ok=True)
@@ -293,6 +324,7 @@ def execute(notebook, parameters, target):
             progress_bar=False,
             stderr_file=sys.stderr,
             extra_arguments=["--log-level=40"],
+            kernel_manager_class=QuietKernel,
         )
     except papermill.PapermillExecutionError as error:
         failure = f"{error.ename}: {error.evalue}"
@@ -999,13 +1031,30 @@ def _pandoc(text, *arguments, bare=False):
     return answer.stdout
 
 
-def replace(new, old):
-    """Put a new file or folder in the place of an old one."""
-    if old.is_dir():
-        shutil.rmtree(old)
-    os.replace(new, old)
+def install(folder, output):
+    """Put what was built in the place of the last report, one build at a time. The parts are first gathered under one
+    name: from then on the new report counts, and if this build is killed amid, the next one finishes."""
+    with FileLock(output / ".lock"):
+        put_in_place(output)
+        whole = folder / "whole"
+        whole.mkdir()
+        for name in PARTS:
+            os.replace(folder / name, whole / name)
+        os.replace(whole, output / ".whole")
+        put_in_place(output)
+
+
+def put_in_place(output):
+    """Move the parts of a whole report, if there is one, to where they are looked for."""
+    whole = output / ".whole"
+    for name in PARTS:
+        if (whole / name).exists():
+            if (output / name).is_dir():
+                shutil.rmtree(output / name)
+            os.replace(whole / name, output / name)
+    shutil.rmtree(whole, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves by way of every `finally`
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the running of notebooks knows to handle
     main()

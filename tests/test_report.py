@@ -4,8 +4,14 @@ import base64
 import csv
 import io
 import json
+import os
 import pathlib
 import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -336,7 +342,79 @@ def test_a_failing_cell_is_named_and_the_last_report_stays(capsys, tmp_path):
     told = fails(capsys, 1, tmp_path, TEXT, "1 / 0")
     assert "01_toy.ipynb, cell 3: ZeroDivisionError: division by zero" in re.sub(r"\x1b\S*?m", "", told)
     assert {f.name: f.read_bytes() for f in good.iterdir() if f.is_file()} == before
-    assert not list(tmp_path.glob(".building-*"))
+    assert not list(tmp_path.rglob(".building-*"))
+
+
+def test_a_report_is_put_in_place_whole_though_the_build_before_was_killed_amid(tmp_path):
+    def built(name, text):
+        (folder := tmp_path / name).mkdir()
+        (folder / "notebooks").mkdir()
+        for part in build.PARTS[1:]:
+            (folder / part).write_text(text)
+        (folder / "notebooks" / text).write_text(text)
+        return folder
+
+    out = tmp_path / "out"
+    out.mkdir()
+    build.install(built("a", "first"), out)
+    whole = built("b", "second")  # a build that was killed when two of its four parts were in place
+    os.replace(whole, out / ".whole")
+    for part in build.PARTS[1:3]:
+        os.replace(out / ".whole" / part, out / part)
+    build.remove_left_behind(out)
+    assert {(out / part).read_text() for part in build.PARTS[1:]} == {"second"}
+    assert [path.name for path in (out / "notebooks").iterdir()] == ["second"]
+    with ThreadPoolExecutor(4) as pool:  # and many at once
+        list(pool.map(lambda n: build.install(built(f"c{n}", f"c{n}"), out), range(40)))
+    [last] = {(out / part).read_text() for part in build.PARTS[1:]}
+    assert [path.name for path in (out / "notebooks").iterdir()] == [last]
+    assert not (out / ".whole").exists()
+
+
+@pytest.mark.parametrize("where", ["full", "read-only"])
+def test_a_disk_that_is_full_or_may_not_be_written(where, tmp_path, capsys):
+    (out := tmp_path / "out").mkdir()
+    size = "256k" if where == "full" else "64m"
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(out)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system could not be mounted")
+    try:
+        (out / "report.html").write_text("the last good one")
+        if where == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
+        told = fails(capsys, 1, tmp_path, TEXT, SHOW)
+        assert "Not built:" in told
+        assert "Traceback" not in told
+        assert (out / "report.html").read_text() == "the last good one"
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+
+
+def test_a_missing_font_is_named(tmp_path, capsys, monkeypatch):
+    other = tmp_path / "report"
+    other.mkdir()
+    (other / "style.css").write_text((build.HERE / "style.css").read_text())
+    monkeypatch.setattr(build, "HERE", other)
+    assert "Expected the font math.otf" in fails(capsys, 1, tmp_path, TEXT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_build_that_is_stopped_says_so_shortly_and_leaves_nothing(kind, code, tmp_path):
+    folder = notebook(tmp_path / "notebooks", TEXT, "import time; time.sleep(60)")
+    arguments = ["--profile", "smoke", "--notebooks", str(folder), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "report" / "build.py"), *arguments], stderr=subprocess.PIPE, text=True
+    )
+    while not list((tmp_path / "out").glob(".building-*/notebooks/*.ipynb")):
+        time.sleep(0.1)
+    time.sleep(4)  # in the cell
+    process.send_signal(getattr(signal, kind))
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == code, told
+    assert "Traceback" not in told
+    assert len(told.splitlines()) < 6, told
+    assert not list((tmp_path / "out").glob(".building-*"))
 
 
 def test_a_cell_that_leaves_early_is_a_failure(capsys, tmp_path):
@@ -422,7 +500,7 @@ def test_help_says_all(capsys):
 def test_exit_codes_are_the_same_in_help_and_readme():
     told = re.findall(r"^  (\d+) +(.*)$", build.__doc__.partition("Exit codes:")[2], flags=re.M)
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert len(told) == 6
+    assert len(told) == 7
     assert ", ".join(f"{code} {meaning}" for code, meaning in told) in readme.replace(";", ",")
 
 

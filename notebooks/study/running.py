@@ -14,6 +14,7 @@ import importlib
 import inspect
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -37,6 +38,7 @@ LIMIT = float(
 MEMORY = 1.2e9  # bytes that a worker needs
 EVERY = 20.0  # seconds between two lines of progress
 WITHOUT_WORKERS = 60.0  # seconds that a cluster may have none
+PARENT = os.getppid()
 DECISIVE = (
     "normlib",
     "study",
@@ -179,6 +181,8 @@ def _train_and_keep(run, path, waits):
     step_file = here.with_suffix(".step")
 
     def tell(step):
+        if multiprocessing.current_process().name.startswith("Loky") and os.getppid() != PARENT:
+            os._exit(1)  # whoever asked for this run was killed
         with contextlib.suppress(OSError):  # it is but for progress
             step_file.write_text(str(step))
 
