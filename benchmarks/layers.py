@@ -243,12 +243,17 @@ def main(arguments=None):
     ]
     print(table.drop(columns="saved_bytes").round(2).to_string(index=False))
     large = ~table["layer"].str.contains("small")
-    for column in (c for c in table.columns if c.startswith("vs ")):
-        mean = np.exp(np.log(table.loc[large, column]).mean())
+    means = {
+        column: float(np.exp(np.log(table.loc[large, column]).mean()))
+        for column in table.columns
+        if column.startswith("vs ")
+    }
+    for column, mean in means.items():
         print(f"geometric mean {column}, large shapes: {mean:.2f}; rows behind: {(table[column] < 1).sum()}")
     if options.json:
+        found = {"rows": json.loads(table.to_json(orient="records")), "geometric means, large shapes": means}
         with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+            json.dump(found, file, indent=1)
 
 
 if __name__ == "__main__":

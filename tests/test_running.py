@@ -174,6 +174,14 @@ def test_a_study_that_was_interrupted_goes_on_in_the_same_process(cache):
     assert 1 <= kept < found == len(RUNS)
 
 
+@pytest.mark.slow
+def test_a_build_that_is_killed_ends_the_same_as_one_left_alone():
+    """Ten times: python tests/killing.py."""
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("killing.py")), "--times", "2"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 # --- what is shared ------------------------------------------------------------------------------------------------
 
 
@@ -217,7 +225,7 @@ def test_what_was_used_longest_ago_goes_first(cache, monkeypatch):
 
 
 def test_no_more_workers_than_fit_into_memory_and_than_there_are_cores(monkeypatch):
-    monkeypatch.setattr(running.joblib, "cpu_count", lambda: 8)
+    monkeypatch.setattr(running.joblib, "effective_n_jobs", lambda all: 8)
     assert running._workers(0, 100) == running._workers(64, 100) == 8
     assert running._workers(0, 3) == running._workers(3, 100) == 3
     monkeypatch.setattr(running, "MEMORY", psutil.virtual_memory().available / 3.5)

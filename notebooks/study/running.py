@@ -109,7 +109,7 @@ def _results(runs, paths, waits, jobs):
     if address := os.environ.get("NORMLIB_CLUSTER"):
         yield from _results_of_cluster(address, runs, paths, waits)
         return
-    with joblib.parallel_config("loky"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # A worker whose memory has grown is replaced between two runs, and nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
         work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in runs)
@@ -122,7 +122,8 @@ def _workers(jobs, most):
     if jobs < 0:
         raise ValueError(f"Expected jobs of at least 0. Received: jobs={jobs}")
     fit = max(1, int(psutil.virtual_memory().available // MEMORY))
-    return min(jobs or joblib.cpu_count(), joblib.cpu_count(), fit, most)
+    cores = joblib.effective_n_jobs(-1)  # here, or of the backend that joblib was told to use
+    return min(jobs or cores, cores, fit, most)
 
 
 def _results_of_cluster(address, runs, paths, waits):
