@@ -14,7 +14,6 @@ import tarfile
 import threading
 import zipfile
 
-import keras
 import numpy as np
 import pytest
 
@@ -358,19 +357,27 @@ def test_download_prints_nothing(machine, contents, capsys):
 
 
 def test_silent_server_does_not_hold_forever(machine, monkeypatch):
-    def get_file(*_, **__):
-        seen.append(socket.getdefaulttimeout())
-        raise TimeoutError("silence")
+    silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
+    monkeypatch.setitem(data.DOWNLOADS, "mnist", {f"http://127.0.0.1:{silent.getsockname()[1]}/": data.NPZ})
+    monkeypatch.setattr(data, "SILENCE", 0.2)
+    with silent, pytest.raises(data.DataError, match="TimeoutError: timed out"):
+        data.load("mnist")
 
-    seen, before = [], socket.getdefaulttimeout()
-    monkeypatch.setattr(keras.utils, "get_file", get_file)
-    try:
-        socket.setdefaulttimeout(123)
-        with pytest.raises(data.DataError, match="TimeoutError: silence"):
-            data.load("mnist")
-        assert seen == [data.SILENCE] and socket.getdefaulttimeout() == 123
-    finally:
-        socket.setdefaulttimeout(before)
+
+def test_endless_download_is_cut_off(machine, monkeypatch):
+    monkeypatch.setitem(data.DOWNLOADS, "mnist", {pathlib.Path("/dev/zero").as_uri(): data.NPZ})
+    with pytest.raises(data.DataError, match=r"/dev/zero: expected at most [\d,]+ bytes\. Received: more"):
+        data.load("mnist")
+    assert not [path for path in (machine / "keras").rglob("*") if path.is_file()]
+
+
+def test_only_known_files_are_kept(machine, contents):
+    put(machine / "package", contents["fashion_mnist"] | {"surprise": b"#!/bin/sh"}, packed=True)
+    tool(machine, "apt-get", "touch dataset-fashion-mnist_1_all.deb")
+    tool(machine, "dpkg-deb", UNPACK.format(folder=data.DEBIAN_FOLDER, machine=machine))
+    data.load()
+    kept = {path.name for path in (machine / "keras").rglob("*") if path.is_file()}
+    assert kept == {f"{file}.gz" for file in contents["fashion_mnist"]}
 
 
 def test_damaged_download_is_not_kept(machine, contents):

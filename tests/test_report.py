@@ -2,12 +2,14 @@
 
 import base64
 import csv
+import getpass
 import io
 import json
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -417,6 +419,28 @@ def test_a_build_that_is_stopped_says_so_shortly_and_leaves_nothing(kind, code, 
     assert not list((tmp_path / "out").glob(".building-*"))
 
 
+DIVERGE = """
+from study import figures, present, running, training
+run = training.Run(sample=True, steps=8, evaluate_every=4, batch_size=20, learning_rate=1e20)
+histories = {"none": list(running.run_all([run], jobs=1).values())}
+present.runs(histories)
+present.number("final loss", histories["none"][0].loss[-1])
+present.figure(figures.accuracy_curves(histories), "fig-toy", "A message.", "How to read it.")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_a_result(tmp_path):
+    out = make(tmp_path, WORDS + " [Figure](#fig-toy)", DIVERGE)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    results = json.loads((out / "results.json").read_text(), parse_constant=refuse)
+    assert [run["diverged"] for run in results["runs"]] == [True]
+    assert results["runs"][0]["final_loss"] == results["numbers"]["final loss"]["value"] == "nan"
+
+
 def test_a_cell_that_leaves_early_is_a_failure(capsys, tmp_path):
     told = fails(capsys, 1, tmp_path, TEXT, "import sys; sys.exit(0)", "print('never')")
     assert "01_toy.ipynb, cell" in told
@@ -648,11 +672,19 @@ def test_parameters_reach_the_notebooks(report):
     assert all(p["SEED"] == 7 for p in results["provenance"]["parameters"].values())
 
 
-def test_executed_notebooks_and_page_carry_no_path_of_this_machine(report):
-    for file in [report / "report.html", *sorted((report / "notebooks").glob("*.ipynb"))]:
-        text = file.read_text()
-        if file.suffix == ".ipynb":
-            cells = nbformat.reads(text, as_version=4).cells
-            text = json.dumps([cell.get("outputs", []) for cell in cells])
-        assert str(ROOT) not in text
-        assert str(pathlib.Path.home()) not in text
+def test_nothing_that_is_handed_out_names_this_machine_or_its_user(report):
+    pdf = pypdf.PdfReader(report / "report.pdf")
+    texts = {"report.pdf": str(pdf.metadata) + "".join(page.extract_text() for page in pdf.pages)}
+    for file in [
+        report / "report.html",
+        report / "results.json",
+        *sorted((report / "notebooks").glob("*.ipynb")),
+    ]:
+        # Not what looks like a name by chance, in a font or in a picture.
+        texts[file.name] = re.sub(r"base64,[\w+/=]+", "", file.read_text())
+    names = [ROOT, pathlib.Path.home(), report, sys.prefix, f"{getpass.getuser()}@"]
+    for file, text in texts.items():
+        for name in map(str, names):
+            assert not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text), (file, name)
+    provenance = json.loads((report / "results.json").read_text())["provenance"]
+    assert socket.gethostname() not in map(str, (*provenance.values(), *provenance["machine"].values()))

@@ -3,7 +3,8 @@
 Looked for by order: the folder the user names (or the environment variable NORMLIB_DATA), Keras's
 cache, Debian's place; then fetched from Keras's address or from Debian's package, and kept in
 Keras's cache. Wherever files come from, nothing is decoded before its content has the known
-SHA-256, and never is more read than the known number of bytes and one.
+SHA-256, and never is more read than the known number of bytes and one; of a download, no more than
+its unpacked content has.
 
 `python -m study.data` makes the embedded sample anew from the full data.
 """
@@ -19,16 +20,15 @@ import os
 import pathlib
 import pickle
 import shutil
-import socket
 import struct
 import subprocess
 import tarfile
 import tempfile
+import urllib.request
 import warnings
 import zipfile
 import zlib
 
-import keras
 import numpy as np
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ DOWNLOADS = {
     "mnist": {f"{KERAS_ADDRESS}{NPZ}": NPZ},
     "cifar10": {f"https://www.cs.toronto.edu/~kriz/{CIFAR}": CIFAR_NAMES[1]},
 }
+SLACK = 65_536  # bytes by which packing may make incompressible content larger
 SILENCE = 15  # seconds without an answer after which a server counts as out of reach
 PATIENCE = 300  # seconds for one command of Debian's tools
 
@@ -175,7 +176,7 @@ def load(name="fashion_mnist", folder=None, sample=False):
     for source, fetch in fetchers.items():
         try:
             return _dataset(name, _fetched(name, fetch, source), source)
-        except Exception as error:  # get_file raises bare Exceptions
+        except Exception as error:  # whatever a network, a server or a tool may do
             looked.append(f"{source}, fetched: {_reason(error)}")
             logger.info(looked[-1])
     raise DataError(_message(name, looked))
@@ -401,7 +402,12 @@ def _fetched(name, fetch, source):
         here = pathlib.Path(folder.name)
         fetch(name, here)
         arrays = _read(name, here)
-        for file in [file for file in here.rglob("*") if file.is_file()]:
+        known = {
+            *FILES[name],
+            *(f"{file}.gz" for file in FILES[name]),
+            *map(os.path.basename, DOWNLOADS[name].values()),
+        }
+        for file in [file for file in here.rglob("*") if file.is_file() and file.name in known]:
             target = cache / file.relative_to(here)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
@@ -409,18 +415,15 @@ def _fetched(name, fetch, source):
 
 
 def _download(name, folder):
-    """Download a data set's files the way Keras does."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE)
-    try:
-        # Keras draws its progress on the output, which here belongs to the notebook.
-        with contextlib.redirect_stdout(io.StringIO()):
-            for origin, file in DOWNLOADS[name].items():
-                target = folder / file
-                target.parent.mkdir(exist_ok=True)
-                keras.utils.get_file(target.name, origin, cache_dir=str(target.parent), cache_subdir="")
-    finally:
-        socket.setdefaulttimeout(before)
+    """Download a data set's files, and no more than its unpacked size: a server may send without end."""
+    most = sum(size for size, _ in FILES[name].values()) + SLACK
+    for origin, file in DOWNLOADS[name].items():
+        with urllib.request.urlopen(origin, timeout=SILENCE) as answer:
+            content = answer.read(most + 1)
+        if len(content) > most:
+            raise DamagedError(f"{origin}: expected at most {most:,} bytes. Received: more")
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(content)
 
 
 def _unpack_from_debian(name, folder):
