@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--json FILE] [--rounds N] [--steps N]
 
-Each contender lives in a process of its own and waits for its turn. `own_ms` is one process with all cores, `pair_ms`
-two processes with one thread each, as in the study, counted per step of either; `fit_ms` is Keras's model with Keras's
-layers under `fit` at its best settings (batches in memory, many steps in one call, all cores).
+Each contender lives in a process of its own and waits for its turn. `own_ms` is one process with all cores, `single_ms`
+one with one thread, `pair_ms` two of these at once, as in the study, counted per step of either; `fit_ms` is Keras's model
+with Keras's layers under `fit` at its best settings (batches in memory, many steps in one call, all cores).
 """
 
 import argparse
@@ -71,10 +71,13 @@ def measure(method, rounds, steps):
         lines[name], end = context.Pipe()
         context.Process(target=serve, args=(kind, method, threads, steps, end), daemon=True).start()
         lines[name].recv()
-    times = {name: [] for name in ("own_ms", "pair_ms", "fit_ms") if name in lines or name == "pair_ms"}
+    turns = {"own_ms": ["own_ms"], "single_ms": ["pair_0"], "pair_ms": ["pair_0", "pair_1"]}
+    if "fit_ms" in lines:
+        turns["fit_ms"] = ["fit_ms"]
+    times = {name: [] for name in turns}
     for _ in range(rounds):
         for name, values in times.items():
-            turn = [lines["pair_0"], lines["pair_1"]] if name == "pair_ms" else [lines[name]]
+            turn = [lines[line] for line in turns[name]]
             for line in turn:
                 line.send(True)
             values.append(np.mean([line.recv() for line in turn]) / len(turn))
@@ -97,11 +100,12 @@ def main(arguments=None):
     table = pd.DataFrame(rows)
     table["fit / own"] = table["fit_ms"] / table["own_ms"]
     table["fit / pair"] = table["fit_ms"] / table["pair_ms"]
+    table["single / pair"] = table["single_ms"] / table["pair_ms"]
     table["over none"] = table["own_ms"] - table["own_ms"][0]
     print(table.round(2).to_string(index=False))
     if options.json:
         with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+            json.dump(json.loads(table.to_json(orient="records")), file, indent=1)
 
 
 if __name__ == "__main__":

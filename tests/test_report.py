@@ -24,7 +24,7 @@ import pytest
 
 import build
 import publish
-from study import present, training
+from study import data, present, training
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -446,6 +446,11 @@ def test_a_cell_that_leaves_early_is_a_failure(capsys, tmp_path):
     assert "01_toy.ipynb, cell" in told
 
 
+def test_an_exception_in_a_thread_is_a_failure(capsys, tmp_path):
+    start = "import threading\nthread = threading.Thread(target=lambda: 1 / 0)\nthread.start()\nthread.join()"
+    assert "cell 3: an exception in a thread" in fails(capsys, 1, tmp_path, WORDS, start)
+
+
 def test_a_kernel_that_dies_is_a_failure(capsys, tmp_path):
     told = fails(capsys, 1, tmp_path, TEXT, "import os; os._exit(1)", "print('never')")
     assert "01_toy.ipynb" in told
@@ -500,6 +505,26 @@ def test_damaged_data_have_their_own_exit_code(capsys, tmp_path, monkeypatch):
     assert stopped.value.code == 3
     assert "Remedies" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.slow
+def test_without_a_network(tmp_path):
+    """In a network of its own, of no machine but this: not even that is up."""
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
+        pytest.skip("Not allowed to take the network away: unshare --net")
+    out, environment = tmp_path / "out", os.environ | {"KERAS_HOME": str(tmp_path / "keras")}
+    environment.pop("NORMLIB_DATA", None)
+    command = ["unshare", "--net", sys.executable, build.__file__, "--output", out, "--set", "DATASET=mnist"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 3 and not out.exists()
+    assert "let this machine reach https://" in ran.stderr and "Traceback" not in ran.stderr
+    look = "from study import data; print(data.load_or_sample().is_sample)"
+    ran = subprocess.run(
+        [*command[:3], "-W", "always", "-c", look], env=environment, capture_output=True, text=True
+    )
+    at_hand = data.DEBIAN_FOLDER.exists()
+    assert ran.stdout.strip() == str(not at_hand)
+    assert at_hand or "The embedded sample takes the place of the data" in ran.stderr
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
