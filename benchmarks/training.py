@@ -3,8 +3,9 @@
     python benchmarks/training.py [--json FILE] [--rounds N] [--steps N]
 
 Each contender lives in a process of its own and waits for its turn. `own_ms` is one process with all cores, `single_ms`
-one with one thread, `pair_ms` two of these at once, as in the study, counted per step of either; `fit_ms` is Keras's model
-with Keras's layers under `fit` at its best settings (batches in memory, many steps in one call, all cores).
+one with one thread, `pair_ms` two of these at once, as in the study, counted per step of either; `fit_ms` is Keras's
+model with Keras's layers under `fit` at its best settings (batches in memory, many steps in one call, all cores, and
+without the determinism that the study asks of TensorFlow).
 """
 
 import argparse
@@ -27,8 +28,12 @@ def serve(kind, method, threads, steps, connection):
     """A contender: for each message, train some steps and send the milliseconds per step."""
     import keras
     import tensorflow as tf
+    from tensorflow.python.framework import config as tensorflow_config
 
     from study import data, network, training
+
+    if kind == "keras":
+        tensorflow_config.disable_op_determinism()
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
