@@ -56,6 +56,8 @@ __all__ = [
 COMPILE_FROM = 32_768
 # In more shapes than these the same kernel is not compiled: sequences of ever new lengths.
 COMPILED_SHAPES = 8
+# Slices that are added up on the way: of more, the compiler would write each to memory first.
+SLICES = 14
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def _standardize(plan, x, *parameters):
         deviation, origin, residue = _centre(plan, x_wide, count)
     else:
         deviation, origin, residue = x_wide, *(2 * [tf.zeros([1] * x.shape.rank, x_wide.dtype)])
-    variance = _mean(plan, tf.square(deviation), count, product=True)
+    variance = _mean(plan, tf.square(deviation), count)
     y = _scale_and_shift(plan, deviation * tf.math.rsqrt(variance + plan.epsilon), parameters)
     return tf.cast(y, x.dtype), origin, residue, variance, count
 
@@ -175,11 +177,11 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
     if all(gamma.shape[axis] == 1 for axis in plan.axes):
-        sum_dy, sum_dy_x_hat = _sum(dy, plan.axes), _sum(dy_x_hat, plan.axes, product=True)
+        sum_dy, sum_dy_x_hat = _sum(plan, dy, plan.axes), _sum(plan, dy_x_hat, plan.axes, computed=True)
         along_one, along_x_hat = average(gamma * sum_dy), average(gamma * sum_dy_x_hat)
     else:
         sum_dy, sum_dy_x_hat = dy, dy_x_hat
-        along_one, along_x_hat = (average(_dot(t, gamma, plan.axes)) for t in (dy, dy_x_hat))
+        along_one, along_x_hat = (average(_dot(plan, t, gamma)) for t in (dy, dy_x_hat))
     inexpressible = along_one + x_hat * along_x_hat if plan.center else x_hat * along_x_hat
     if plan.mask is not None:
         inexpressible = tf.where(plan.mask, inexpressible, 0.0)
@@ -189,7 +191,7 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
         if wanted:
             parameter = parameters[len(gradients) - 1]
             broadcast = tuple(axis for axis, size in enumerate(parameter.shape) if size == 1)
-            summed = _sum(gradient, broadcast, product=gradient is dy_x_hat)
+            summed = _sum(plan, gradient, broadcast, computed=gradient is dy_x_hat)
             gradients.append(tf.cast(summed, parameter.dtype))
     return gradients
 
@@ -200,17 +202,17 @@ def _combine(plan, sums):
     return sums if plan.all_reduce is None else plan.all_reduce(sums)
 
 
-def _mean(plan, t, count, product=False):
+def _mean(plan, t, count):
     """The mean over the averaged set; 0 where nothing counts."""
     counted = t if plan.mask is None else tf.where(plan.mask, t, 0.0)
-    return _combine(plan, _sum(counted, plan.axes, product)) / tf.maximum(count, 1.0)
+    return _combine(plan, _sum(plan, counted, plan.axes, computed=True)) / tf.maximum(count, 1.0)
 
 
 def _count(plan, x):
     """How many elements an averaged set has."""
     dtype = _wide(x.dtype)
     if plan.mask is not None:
-        return _combine(plan, _sum(tf.cast(plan.mask, dtype), plan.axes))
+        return _combine(plan, _sum(plan, tf.cast(plan.mask, dtype), plan.axes))
     sizes = [x.shape[axis] for axis in plan.axes]
     if plan.groups:
         sizes.append(x.shape[plan.groups[0]] // plan.groups[1])
@@ -254,31 +256,45 @@ def _pool(t, axis, groups, reduce=tf.reduce_sum):
     return tf.reshape(tf.broadcast_to(pooled, split), shape)
 
 
-def _sum(t, axes, product=False):
-    """Sum over the axes; of a product, in the form that XLA's CPU compiler vectorizes.
+def _sum(plan, t, axes, computed=False):
+    """Sum over the axes; of what is computed on the way, in the form that XLA's CPU compiler vectorizes.
 
-    It gives a sum to its fast kernel only if the summed expression does not end in a multiplication. The maximum with
-    -inf ends it otherwise and changes no value. Sums along rows are fastest as a product with ones. The first axis (of
-    long rows too) is summed by itself, last: two short chains of additions round less than a long one. None of
-    it pays for small tensors.
+    Sums along rows are fastest as a product with ones. The first axis (of long rows too) is summed by itself, last: two
+    short chains of additions round less than a long one. None of it pays for small tensors.
     """
     if (t.shape.num_elements() or COMPILE_FROM) < COMPILE_FROM:
         return tf.reduce_sum(t, axes, keepdims=True)
+    if computed and plan.compilable:
+        t = _add_slices(t, axes)
     if _are_last(axes, t) and 8 <= (row := t.shape[-1] or 0) <= 4096:
         t, axes = t @ tf.ones([row, 1], t.dtype), axes[:-1]
         if not axes:
             return t
-    if product:
-        t = tf.maximum(t, -math.inf)
-    if len(axes) > 1:  # the maximum also keeps the compiler from joining the two sums again
+    if len(axes) > 1:  # the maximum changes no value: it keeps the compiler from joining the two sums again
         t, axes = tf.maximum(tf.reduce_sum(t, axes[1:], keepdims=True), -math.inf), axes[:1]
     return tf.reduce_sum(t, axes, keepdims=True)
 
 
-def _dot(t, parameter, axes):
-    """Sum of t times a parameter over the axes; as a matrix-vector product where both are rows."""
+def _add_slices(t, axes):
+    """Add up slices along one of the axes, not the last one of t: that with the most of equal size, up to SLICES.
+
+    The compiler sums fast only what lies in memory: it would write t there whole, or loop over it element by element.
+    """
+
+    def slices(axis):
+        return max(number for number in range(1, SLICES + 1) if (t.shape[axis] or 1) % number == 0)
+
+    axis = max((axis for axis in axes if axis < t.shape.rank - 1), key=slices, default=None)
+    if axis is None or slices(axis) == 1:
+        return tf.maximum(t, -math.inf)  # changes no value; a sum of products alone would be looped over
+    return tf.add_n(tf.split(t, slices(axis), axis))
+
+
+def _dot(plan, t, parameter):
+    """Sum of t times a parameter over the averaged axes; as a matrix-vector product where both are rows."""
+    axes = plan.axes
     if not _are_last(axes, t) or parameter.shape[axes[0] :] != t.shape[axes[0] :]:
-        return _sum(t * parameter, axes, product=True)
+        return _sum(plan, t * parameter, axes, computed=True)
     sums = tf.reshape(t, [-1, parameter.shape.num_elements()]) @ tf.reshape(parameter, [-1, 1])
     return tf.reshape(sums, tf.concat([tf.shape(t)[: axes[0]], [1] * len(axes)], 0))
 
@@ -385,12 +401,12 @@ def _weight_normalize_gradients(plan, dw, v, g):
     """The backward kernel: dv and dg."""
     inverse = _inverse_length(plan, v)
     u = v * inverse
-    dg = _sum(u * dw, plan.axes, product=True)
+    dg = _sum(plan, u * dw, plan.axes, computed=True)
     return g * inverse * (dw - u * dg), dg
 
 
 def _inverse_length(plan, v):
-    return tf.math.reciprocal_no_nan(tf.sqrt(_sum(tf.square(v), plan.axes, product=True)))
+    return tf.math.reciprocal_no_nan(tf.sqrt(_sum(plan, tf.square(v), plan.axes, computed=True)))
 
 
 # --------------------------------------------------------------------------------------------------------------
