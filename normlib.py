@@ -116,9 +116,11 @@ def standardize(
 
         return (y, *statistics), grad
 
-    y, *statistics, count = forward(x, *(p for p in (gamma, beta) if p is not None))
-    origin, residue, variance = (tf.stop_gradient(tf.where(count > 0, s, math.nan)) for s in statistics)
-    return y, origin + residue, variance
+    y, origin, residue, variance, count = forward(x, *(p for p in (gamma, beta) if p is not None))
+    statistics = origin + residue, variance
+    if plan.mask is not None or plan.all_reduce or not x.shape.num_elements():  # perhaps nothing was counted
+        statistics = (tf.where(count > 0, s, math.nan) for s in statistics)
+    return y, *map(tf.stop_gradient, statistics)
 
 
 class _Plan(typing.NamedTuple):
@@ -226,7 +228,8 @@ def _count(plan, x):
 
 def _centre(plan, x, count):
     """Deviations from the mean, and the mean in two parts: a value near it, and what is left to it."""
-    origin = tf.stop_gradient(_near_the_mean(plan, x) if plan.compilable else _mean(plan, x, count))
+    cheap = plan.compilable and not _is_small(x)  # small tensors are fastest in the fewest operations
+    origin = tf.stop_gradient(_near_the_mean(plan, x) if cheap else _mean(plan, x, count))
     residue = _mean(plan, x - origin, count)
     return (x - origin) - residue, origin, residue
 
@@ -262,16 +265,17 @@ def _sum(plan, t, axes, computed=False):
     Sums along rows are fastest as a product with ones. The first axis (of long rows too) is summed by itself, last: two
     short chains of additions round less than a long one. None of it pays for small tensors.
     """
-    if (t.shape.num_elements() or COMPILE_FROM) < COMPILE_FROM:
-        return tf.reduce_sum(t, axes, keepdims=True)
+    if _is_small(t):
+        sums = tf.reduce_sum(t, axes, keepdims=True)
+        return sums if plan.groups is None else _apart(sums)
     if computed and plan.compilable:
         t = _add_slices(t, axes)
     if _are_last(axes, t) and 8 <= (row := t.shape[-1] or 0) <= 4096:
         t, axes = t @ tf.ones([row, 1], t.dtype), axes[:-1]
         if not axes:
             return t
-    if len(axes) > 1:  # the maximum changes no value: it keeps the compiler from joining the two sums again
-        t, axes = tf.maximum(tf.reduce_sum(t, axes[1:], keepdims=True), -math.inf), axes[:1]
+    if len(axes) > 1:
+        t, axes = _apart(tf.reduce_sum(t, axes[1:], keepdims=True)), axes[:1]
     return tf.reduce_sum(t, axes, keepdims=True)
 
 
@@ -286,8 +290,13 @@ def _add_slices(t, axes):
 
     axis = max((axis for axis in axes if axis < t.shape.rank - 1), key=slices, default=None)
     if axis is None or slices(axis) == 1:
-        return tf.maximum(t, -math.inf)  # changes no value; a sum of products alone would be looped over
+        return _apart(t)
     return tf.add_n(tf.split(t, slices(axis), axis))
+
+
+def _apart(t):
+    """The same values, in a form that XLA does not join with the sum that is taken of it: that would be a slow loop."""
+    return tf.maximum(t, -math.inf)
 
 
 def _dot(plan, t, parameter):
@@ -297,6 +306,10 @@ def _dot(plan, t, parameter):
         return _sum(plan, t * parameter, axes, computed=True)
     sums = tf.reshape(t, [-1, parameter.shape.num_elements()]) @ tf.reshape(parameter, [-1, 1])
     return tf.reshape(sums, tf.concat([tf.shape(t)[: axes[0]], [1] * len(axes)], 0))
+
+
+def _is_small(t):
+    return (t.shape.num_elements() or COMPILE_FROM) < COMPILE_FROM
 
 
 def _are_last(axes, t):

@@ -31,8 +31,8 @@ FAULTS = {
         "gradients",
     ),
     "the variance is the unbiased one": (
-        "_mean(plan, tf.square(deviation), count, product=True)",
-        "_mean(plan, tf.square(deviation), count, product=True) * count / (count - 1.0)",
+        "_mean(plan, tf.square(deviation), count)",
+        "_mean(plan, tf.square(deviation), count) * count / (count - 1.0)",
         "gradients",
     ),
     "beta is added twice": (
@@ -64,7 +64,7 @@ FAULTS = {
     ),
     "a vector of length zero divides by it": ("reciprocal_no_nan(", "reciprocal(", "layers -k zero"),
     "offsets are not taken out first": (
-        "_near_the_mean(plan, x) if plan.compilable else _mean(plan, x, count)",
+        "_near_the_mean(plan, x) if cheap else _mean(plan, x, count)",
         "0.0 * _mean(plan, x, count)",
         "layers -k offset",
     ),
