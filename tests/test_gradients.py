@@ -41,14 +41,7 @@ def test_second_derivatives_equal_autodiff_of_the_plain_formula(make, arguments,
     x, weights = random(rng, shape), random(rng, shape)
 
     def second(function):
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                loss = tf.reduce_sum(weights * tf.sin(function(x)))
-            penalty = tf.reduce_sum(inner.gradient(loss, x) ** 2)
-        watched = [x, *(v.value for v in layer.trainable_variables)]
-        return outer.gradient(penalty, watched, unconnected_gradients="zero")
+        return penalty_gradients(function, x, layer.trainable_variables, weights)
 
     expected = second(lambda x: plain_layer(layer, x))
     for run in (lambda f, x: f(x), lambda f, x: tf.function(f)(x)):
@@ -56,6 +49,35 @@ def test_second_derivatives_equal_autodiff_of_the_plain_formula(make, arguments,
             second(lambda x, r=run: r(lambda x: call(layer, x), x)), expected, strict=True
         ):
             assert_close(ours, theirs, 1e-10)
+
+
+def penalty_gradients(function, x, variables, weights):
+    """The gradients of a gradient penalty, with respect to x and the variables."""
+    watched = [x, *(v.value for v in variables)]
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            loss = tf.reduce_sum(weights * tf.sin(function(x)))
+        penalty = sum(tf.reduce_sum(gradient**2) for gradient in inner.gradient(loss, watched))
+    return outer.gradient(penalty, watched, unconnected_gradients="zero")
+
+
+def test_a_masked_batch_is_right_to_second_order(rng):
+    shape, mask = (6, 5, 3), rng.random((6, 5)) < 0.6
+    layer = build(normlib.BatchNormalization, {}, shape, "float64", rng)
+    x, weights, counts = random(rng, shape), random(rng, shape), tf.constant(mask[..., None], "float64")
+
+    def plain(x):
+        mean = tf.reduce_sum(counts * x, (0, 1)) / tf.reduce_sum(counts)
+        variance = tf.reduce_sum(counts * (x - mean) ** 2, (0, 1)) / tf.reduce_sum(counts)
+        x_hat = (x - mean) / tf.sqrt(variance + layer.epsilon)
+        return layer.gamma.value * x_hat + layer.beta.value
+
+    both = (lambda x: layer(x, training=True, mask=tf.constant(mask))), plain
+    found = (penalty_gradients(function, x, layer.trainable_variables, weights) for function in both)
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs, 1e-10)
 
 
 KERNELS = [
@@ -92,6 +114,9 @@ def test_weight_normalization_gradients_equal_autodiff(make, arguments, shape, a
     assert_close(y, expected_y, 1e-13)
     for ours, theirs in zip(actual, expected, strict=True):
         assert_close(ours, theirs, 1e-12)
+    to_second_order = (penalty_gradients(function, x, [g, v], dy) for function in (wrapped, plain))
+    for ours, theirs in zip(*to_second_order, strict=True):
+        assert_close(ours, theirs, 1e-10)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (700, 60)])
