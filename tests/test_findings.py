@@ -288,6 +288,28 @@ def test_the_reason_is_what_costs_most(rows, repeated, message, pending):
     assert "ln.reason.accuracy.rows" in pending["numbers"]
 
 
+def test_a_difference_of_either_sign_has_no_shares():
+    values = {"": [0.0, 0.0], "a": [0.02, 0.01], "b": [-0.01, -0.02], "ab": [-0.01, 0.005]}
+    table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
+    assert findings.reason_message(table) == (
+        "As trained in 2019, which of the two layers ends higher depends on the seed (TensorFlow's minus own: −1.00 to "
+        "+0.50 points); alone, a moves it most, by +1.50 points."
+    )
+    assert findings.shares_message(table) == (
+        "The difference in accuracy (−0.0025) has no sign that the seeds agree on (−0.0100 to +0.0050), and so no "
+        "shares; alone: a +0.0150 and b −0.0150."
+    )
+
+
+def test_what_only_the_differences_together_do_is_no_single_ones_share(pending):
+    values = {"": [0.0], "a": [0.01], "b": [0.0], "ab": [-0.02]}
+    table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
+    assert (
+        "2.00 points lower than the own one by what the differences do together; alone, a moves it most, by +1.00"
+        in (findings.reason_sentence(table))
+    )
+
+
 def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")

@@ -10,6 +10,7 @@ import pandas as pd
 
 from study import present, statistics, tuning
 from study.equivalence import NO_FAULT, NO_FAULT_64, fault_name
+from study.original import INTERACTION
 
 SMALLEST = 0.005  # a smaller difference of accuracy does not matter, however sure
 
@@ -198,17 +199,38 @@ def attribution_message(drifts, parameters="the parameters"):
 
 def shares_message(table):
     """The caption's first sentence of a table of `original.shares`: each mechanism's share of each quantity, alone;
-    where most of it is their interaction, also what each takes away when it alone is mended."""
+    where most of it is their interaction, also what each takes away when it alone is mended. A difference of either
+    sign has no shares."""
     told = []
     for quantity, rows in table.groupby("quantity", sort=False):
-        whole = rows.difference.iloc[-1]
-        parts = rows[~rows.mechanism.str.startswith("all,")].set_index("mechanism")
-        text = f"of the difference in {quantity} ({signed(whole, 4)}) {_listed(parts.share) or 'nothing is explained'}"
-        if abs(parts.share["their interaction"]) > 0.5:
-            text += f" (mended alone, each takes away: {_listed(1 - parts.without.dropna() / whole)})"
+        rows = rows.set_index("mechanism")
+        whole, parts = rows.iloc[-1], rows.iloc[:-1]
+        if _either_way(whole):
+            alone = _list([f"{name} {signed(value, 4)}" for name, value in _alone(rows).items()])
+            told.append(
+                f"the difference in {quantity} ({signed(whole.difference, 4)}) has no sign that the seeds agree on "
+                f"({signed(whole.low, 4)} to {signed(whole.high, 4)}), and so no shares; alone: {alone}"
+            )
+            continue
+        explained = _listed(parts.share) or "nothing is explained"
+        text = f"of the difference in {quantity} ({signed(whole.difference, 4)}) {explained}"
+        if abs(parts.share[INTERACTION]) > 0.5:
+            text += (
+                f" (mended alone, each takes away: {_listed(1 - parts.without.dropna() / whole.difference)})"
+            )
         told.append(text)
     text = "; ".join(told)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _either_way(whole):
+    """Whether a difference of several seeds is above zero with some of them and below with others."""
+    return whole.low < 0 < whole.high
+
+
+def _alone(rows):
+    """What each factor makes alone, the largest first: the rows that could be mended."""
+    return rows.difference[rows.without.notna()].sort_values(key=abs, ascending=False)
 
 
 def _listed(shares):
@@ -359,14 +381,23 @@ def exactness_message(method, errors):
 def reason_message(table):
     """The caption's first sentence: what makes 2019's own layer end higher than what it called TensorFlow's, if it
     does."""
-    accuracy = table[table.quantity == "accuracy"].set_index("mechanism").difference
-    whole = accuracy.pop("all, as in 2019")
-    if whole > -0.001:
+    rows = table[table.quantity == "accuracy"].set_index("mechanism")
+    whole, accuracy = rows.iloc[-1], rows.difference.iloc[:-1]
+    most, effect = next(iter(_alone(rows).items()))
+    alone = f"alone, {most} move{'' if most.endswith('s') else 's'} it most, by {signed(100 * effect)} points"
+    if _either_way(whole):
+        return (
+            "As trained in 2019, which of the two layers ends higher depends on the seed (TensorFlow's minus own: "
+            f"{signed(100 * whole.low)} to {signed(100 * whole.high)} points); {alone}."
+        )
+    if whole.difference > -0.001:
         return "As trained in 2019, TensorFlow's layer does not end lower than the own one here."
-    cause = accuracy.idxmin()
+    cause, lower = accuracy.idxmin(), f"{-100 * whole.difference:.2f} points lower than the own one"
+    if cause == INTERACTION:
+        return f"As trained in 2019, TensorFlow's layer ends {lower} by what the differences do together; {alone}."
     return (
-        f"As trained in 2019, TensorFlow's layer ends {100 * -whole:.2f} points lower than the own one, of which "
-        f"{cause} make{'' if cause.endswith('s') else 's'} {_share(accuracy[cause] / whole)}."
+        f"As trained in 2019, TensorFlow's layer ends {lower}, of which "
+        f"{cause} make{'' if cause.endswith('s') else 's'} {_share(accuracy[cause] / whole.difference)}."
     )
 
 

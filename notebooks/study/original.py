@@ -97,6 +97,7 @@ REPEATED, WEIGHTS = "repeated updates", "other initial weights"
 ROWS, PLACES = "TensorFlow's layer over rows", "own γ for each place in the batch"
 FACTORS = {"BN": (REPEATED, WEIGHTS), "LN": (REPEATED, WEIGHTS, ROWS, PLACES)}
 ACCURACY_FACTORS = (REPEATED, ROWS, PLACES)
+INTERACTION = "their interaction"
 
 
 def on_mnist(base):
@@ -163,7 +164,7 @@ def shares(values, factors, quantity):
     left, whole = values[frozenset()], values[everything]
     alone = {factor: values[frozenset([factor])] - left for factor in factors}
     parts = alone | {
-        "their interaction": whole - left - sum(alone.values()),
+        INTERACTION: whole - left - sum(alone.values()),
         "what is left without them": left,
         "all, as in 2019": whole,
     }
