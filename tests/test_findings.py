@@ -288,6 +288,13 @@ def test_the_reason_is_what_costs_most(rows, repeated, message, pending):
     assert "ln.reason.accuracy.rows" in pending["numbers"]
 
 
+def test_the_budget_names_every_method_once():
+    frame = pd.DataFrame({"method": ["BN", "none", "none"], "tried": [1, 1, 2], "accuracy": [0.5, 0.6, 0.7]})
+    assert findings.budget_message(frame) == (
+        "Of a single learning rate drawn at random may be expected: 60.0 % without normalization and 50.0 % with BN."
+    )
+
+
 def test_a_difference_of_either_sign_has_no_shares():
     values = {"": [0.0, 0.0], "a": [0.02, 0.01], "b": [-0.01, -0.02], "ab": [-0.01, 0.005]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")

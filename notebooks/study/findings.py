@@ -542,12 +542,9 @@ def rates_message(frame):
 
 def budget_message(frame):
     """The caption's first sentence of the tuning budget."""
-    one = frame[frame.tried == 1].set_index("method").accuracy
-    best = one.idxmax()
-    return (
-        f"With a single learning rate drawn at random, {100 * one[best]:.1f} % may be expected {present.words(best)}, "
-        f"and {100 * one['none']:.1f} % without normalization."
-    )
+    one = frame[frame.tried == 1].set_index("method").accuracy.sort_values(ascending=False)
+    expected = [f"{100 * accuracy:.1f} % {present.words(method)}" for method, accuracy in one.items()]
+    return f"Of a single learning rate drawn at random may be expected: {_list(expected)}."
 
 
 def start_message(frame, rates):
