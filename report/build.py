@@ -897,7 +897,10 @@ def write_pdf(document, folder):
                 if sum(1 + len("".join(row)) // LINE for row in texts) <= WHOLE
                 else "#[#show figure: set block(breakable: true)\n"
             )
-            return _in_typst(f"{whole}#show table: set text({_table_size(texts):.1f}pt)", element)
+            size = _table_size(texts)
+            if size < 9:  # too wide at full size: an interval may stand under its number
+                element = element.walk(_may_break)
+            return _in_typst(f"{whole}#show table: set text({size:.1f}pt)", element)
         if isinstance(element, pf.Image):
             alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
             drawn = pathlib.Path(element.url)
@@ -984,10 +987,17 @@ def _break_heads(table, texts):
             cell.content = [pf.Plain(*words)]
 
 
+def _may_break(element, doc):
+    if isinstance(element, pf.Str) and "\N{NO-BREAK SPACE}(" in element.text:
+        return pf.Str(element.text.replace("\N{NO-BREAK SPACE}(", " ("))
+    return None
+
+
 def _table_size(texts):
     """The size of a table's type, at which its longest words fit into the line."""
-    words = [
-        [len(word) for text in column for word in text.split(" ")] for column in zip(*texts, strict=True)
+    words = [  # an interval in brackets stays in one line
+        [len(word) for text in column for word in re.split(r"\s(?![^(]*\))", text)]
+        for column in zip(*texts, strict=True)
     ]
     return 9 * min(1, LINE / sum(max(lengths) + 3 for lengths in words))
 
