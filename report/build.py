@@ -12,7 +12,7 @@ Profiles, and their times on 2 cores with no finished runs kept:
   smoke      2 minutes, a few steps on a sample of the data: that everything works, and evidence of nothing
   quick      6 minutes, 60 steps and 2 seeds: the notebooks by hand, and evidence of nothing
   default   14 minutes, 1,100 steps and 3 seeds: speed of convergence
-  thorough  80 minutes, 2,750 steps and 8 seeds: what is published
+  thorough 120 minutes, 2,750 steps and 8 seeds: what is published
 Finished runs are kept: a stopped build goes on where it was, and a second one takes a minute and a half.
 
 Environment:
