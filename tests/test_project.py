@@ -130,7 +130,9 @@ def test_what_is_imported_is_declared(path):
     if path.is_relative_to(ROOT / "benchmarks"):
         declared.add("torch")  # a peer to be measured against where it is installed
     of_module = importlib.metadata.packages_distributions()
-    beside = {other.stem for folder in ("tests", "report") for other in (ROOT / folder).glob("*.py")}
+    beside = {
+        other.stem for folder in ("tests", "report", "benchmarks") for other in (ROOT / folder).glob("*.py")
+    }
     modules = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - beside
     for module in modules:
         assert declared & set(map(canonicalize_name, of_module.get(module, [module]))), module
