@@ -220,7 +220,7 @@ def test_every_entry_of_the_bibliography_links_to_its_paper():
 
 
 def test_figures_of_the_pdf_follow_their_sentence_and_leave_no_gap(tmp_path, monkeypatch):
-    drawing = '<svg xmlns="http://www.w3.org/2000/svg" width="518pt" height="260pt"></svg>'
+    drawing = '<svg xmlns="http://www.w3.org/2000/svg" width="518pt" height="330pt"></svg>'
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "a.svg").write_text(drawing)
     section = (
