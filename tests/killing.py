@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,15 @@ def kill(process):
             with contextlib.suppress(psutil.Error):
                 each.kill()
     process.communicate()
+
+
+def killed_amid(folder, only, seconds):
+    """Begin a build and kill it after so many seconds: whether it was still at work."""
+    process = begin(folder, only)
+    time.sleep(seconds)
+    amid = process.poll() is None
+    kill(process)
+    return amid
 
 
 def results(folder, only):
@@ -70,21 +80,18 @@ def main():
         started = time.monotonic()
         finish(alone, options.only)
         length = time.monotonic() - started
-        amid = 0
         for _ in range(options.times):
-            process = begin(killed, options.only)
-            # The first build may have been slowed down by others: early enough to be amid.
-            time.sleep(moments.uniform(0.1, 0.4) * length)
-            amid += process.poll() is None
-            kill(process)
+            while not killed_amid(killed, options.only, moments.uniform(0.1, 0.9) * length):
+                length *= 0.8  # the first build may have been slowed down by others, and this one found runs
+                shutil.rmtree(killed)
         kept = len(list((killed / "cache").glob("*.run")))
         finish(killed, options.only)
         same = results(alone, options.only) == results(killed, options.only)
         left = [path.name for path in (killed / "out").rglob(".building-*")]
     print(
-        f"Killed {amid} times amid, {kept} runs kept: {'the same' if same else 'not the same'}; left behind: {left}"
+        f"Killed {options.times} times, {kept} runs kept: {'the same' if same else 'not the same'}; left behind: {left}"
     )
-    return 0 if same and not left and amid else 1
+    return 0 if same and not left else 1
 
 
 if __name__ == "__main__":
