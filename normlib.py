@@ -923,9 +923,7 @@ class WeightNormalization(keras.layers.Wrapper):
         ):
             raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
         self.supports_masking = layer.supports_masking
-        self.autocast = (
-            False  # lengths and directions keep their precision; the layer casts what it computes with
-        )
+        self.autocast = False  # the layer casts what it computes with
         self._waits_for_data, self._kernels = False, []
 
     def build(self, input_shape=None):

@@ -2,10 +2,10 @@
 
     python benchmarks/training.py [--json FILE] [--rounds N] [--steps N]
 
-Each contender lives in a process of its own and waits for its turn. `own_ms` is one process with all cores, `single_ms`
-one with one thread, `pair_ms` two of these at once, as in the study, counted per step of either; `fit_ms` is Keras's
-model with Keras's layers under `fit` at its best settings (batches in memory, many steps in one call, all cores, and
-without the determinism that the study asks of TensorFlow).
+Each contender lives in a process of its own and waits for its turn. `own_ms` is one process with all cores, `none_ms`
+the same without normalization, `single_ms` one with one thread, `pair_ms` two of these at once, as in the study,
+counted per step of either; `fit_ms` is Keras's model with Keras's layers under `fit` at its best settings (batches in
+memory, many steps in one call, all cores, and without the determinism that the study asks of TensorFlow).
 """
 
 import argparse
@@ -68,15 +68,17 @@ def serve(kind, method, threads, steps, connection):
 def measure(method, rounds, steps):
     """Median milliseconds per step of each contender."""
     cores, context = os.cpu_count(), multiprocessing.get_context("spawn")
-    kinds = {"own_ms": ("own", cores), "pair_0": ("own", 1), "pair_1": ("own", 1)}
+    kinds = {"own_ms": ("own", method, cores), "none_ms": ("own", "none", cores)}
+    kinds |= {name: ("own", method, 1) for name in ("pair_0", "pair_1")}
     if method != "WN":  # Keras has no weight normalization
-        kinds["fit_ms"] = ("keras", cores)
+        kinds["fit_ms"] = ("keras", method, cores)
     lines = {}
-    for name, (kind, threads) in kinds.items():
+    for name, (kind, trained, threads) in kinds.items():
         lines[name], end = context.Pipe()
-        context.Process(target=serve, args=(kind, method, threads, steps, end), daemon=True).start()
+        context.Process(target=serve, args=(kind, trained, threads, steps, end), daemon=True).start()
         lines[name].recv()
-    turns = {"own_ms": ["own_ms"], "single_ms": ["pair_0"], "pair_ms": ["pair_0", "pair_1"]}
+    turns = {name: [name] for name in ("own_ms", "none_ms")}
+    turns |= {"single_ms": ["pair_0"], "pair_ms": ["pair_0", "pair_1"]}
     if "fit_ms" in lines:
         turns["fit_ms"] = ["fit_ms"]
     times = {name: [] for name in turns}
@@ -106,7 +108,7 @@ def main(arguments=None):
     table["fit / own"] = table["fit_ms"] / table["own_ms"]
     table["fit / pair"] = table["fit_ms"] / table["pair_ms"]
     table["single / pair"] = table["single_ms"] / table["pair_ms"]
-    table["over none"] = table["own_ms"] - table["own_ms"][0]
+    table["over none"] = table["own_ms"] - table["none_ms"]
     print(table.round(2).to_string(index=False))
     if options.json:
         with open(options.json, "w") as file:

@@ -518,7 +518,7 @@ def together(texts):
 VERDICT_TABLES = {
     "V1": "exact facts, and own layers against TensorFlow's",
     "V2": "claims of the literature",
-    "V3": "the methods, measured",
+    "V3": "the methods beside plain, each at its own rate",
     "V4": "mechanisms of drift",
     "V5": "numbers of the study of 2019",
 }
@@ -549,17 +549,31 @@ def verdict_summary(verdicts):
 def cells(path, notebook, media):
     """A notebook's cells as pandoc's Markdown; below its heading what it comes to."""
     heading = rf"# \1 {{#sec-{path.stem}}}\n\n" + _lead(notebook).replace("\\", r"\\")
+    code = []  # of steps that show nothing: it goes before the next that does
     for cell in notebook.cells:
         if has_tag(cell, HIDDEN_TAGS):
             continue
         if cell.cell_type == "markdown":
+            yield from _step(code)
             yield re.sub(r"^# (.*)$", heading, cell.source, flags=re.M)
             continue
         outputs = [shown for output in cell.outputs if (shown := _output(output, media))]
         only_source = outputs and all("```" in o for o in outputs)
         if cell.source.strip() and not only_source:
-            yield f"::: {{.code-cell}}\n{_fence(cell.source, 'python')}\n:::"
-        yield from outputs
+            code.append(cell.source)
+        if outputs:
+            yield from _step(code, outputs)
+            yield from outputs
+    yield from _step(code)
+
+
+def _step(code, outputs=()):
+    """The code of a step, emptied, behind references to the figures and tables that it makes."""
+    if code:
+        made = re.findall(r"\{#((?:fig|tbl)-[\w-]+)", "\n".join(outputs))
+        links = " ".join(f"[]({'#' + label})" for label in made)
+        yield f"::: {{.code-cell}}\n{links}\n\n{_fence(chr(10).join(code), 'python')}\n:::"
+        code.clear()
 
 
 def _lead(notebook):
@@ -731,11 +745,12 @@ def write_html(document, folder):
 
     def adapt(element, doc):
         if isinstance(element, pf.Div) and {"code-cell", "source"} & set(element.classes):
-            lines = element.content[0].text.count("\n") + 1
+            *links, code = element.content
             if name := element.attributes.get("name"):
-                start = 'class="code" open' if lines <= SHORT else 'class="code"'
-                return _folded(f"Source of <code>{name}</code>, {lines} lines", element.content, start)
-            return _folded("Code of this step", element.content, 'class="code step"')
+                lines = code.text.count("\n") + 1
+                return _folded(f"Source of <code>{name}</code>, {lines} lines", [code], 'class="code"')
+            made = ", ".join(map(pf.stringify, links[0].content[::2])) if links else "this step"
+            return _folded(f"Code of {made}", [code], 'class="code step"')
         if isinstance(element, pf.CodeBlock):
             element.attributes["tabindex"] = "0"
         elif isinstance(element, pf.Span) and "equation" in element.classes:
@@ -750,7 +765,10 @@ def write_html(document, folder):
         elif isinstance(element, pf.Image):
             drawn = pathlib.Path(element.url)
             element.url = str(drawn.with_suffix(".page.svg"))
-            element.attributes["style"] = f"min-width: {_points(drawn):.0f}px"  # three quarters, on a phone
+            width, height = _points(drawn)
+            element.classes += ["tall"] if height > TALL else []
+            least = "100%" if width < PHONE else f"{width:.0f}px"  # three quarters of its size
+            element.attributes["style"] = f"min-width: {least}"
             pathlib.Path(element.url).write_text(_for_both_schemes(drawn.read_text()))
         elif isinstance(element, pf.Figure):
             data = folder / "media" / f"{element.identifier}.csv"
@@ -778,7 +796,8 @@ def write_html(document, folder):
     )
 
 
-SHORT = 20  # lines of source that need no folding
+PHONE = 380  # points of a figure that a phone shows whole
+TALL = 330  # points of a figure that is more than half a page of print
 LONG = 8  # rows of exact verdicts above which a table is folded
 
 
@@ -793,8 +812,9 @@ def _told(element):
 
 
 def _points(drawn):
-    """How wide an SVG is."""
-    return float(re.search(r'<svg[^>]*? width="([\d.]+)pt"', drawn.read_text())[1])
+    """How wide and how high an SVG is."""
+    start = re.search(r"<svg[^>]*>", drawn.read_text())[0]
+    return [float(re.search(rf' {side}="([\d.]+)pt"', start)[1]) for side in ("width", "height")]
 
 
 def _download(element, text):
@@ -895,7 +915,7 @@ def write_pdf(document, folder):
             whole = (
                 _turn(element)
                 if sum(1 + len("".join(row)) // LINE for row in texts) <= WHOLE
-                else "#[#show figure: set block(breakable: true)\n"
+                else "#place.flush()\n#[#show figure: set block(breakable: true)\n"  # no figure amid
             )
             size = _table_size(texts)
             if size < 9:  # too wide at full size: an interval may stand under its number
@@ -904,7 +924,8 @@ def write_pdf(document, folder):
         if isinstance(element, pf.Image):
             alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
             drawn = pathlib.Path(element.url)
-            width = min(100, round(_points(drawn) / FULL_WIDTH * 100))
+            width, height = _points(drawn)
+            width = round(100 * width / FULL_WIDTH * min(1, FULL_WIDTH / width, FULL_HEIGHT / height))
             return pf.RawInline(f'#image("media/{drawn.name}", alt: {alt}, width: {width}%)', format="typst")
         if isinstance(element, pf.Math):
             block = "true" if element.format == "DisplayMath" else "false"
@@ -927,8 +948,9 @@ def write_pdf(document, folder):
         raise BuildError(f"Typst: {error}") from error
 
 
-FULL_WIDTH = 16.4 / 2.54 * 72  # points of the text's width in template.typ: figures are not scaled
-WHOLE = 16  # lines of a table that stays on one page; longer ones break
+# Points of the text's width in template.typ, and of its height but for a caption: only larger figures are scaled.
+FULL_WIDTH, FULL_HEIGHT = 16.4 / 2.54 * 72, 600
+WHOLE = 24  # lines of a table that stays on one page; longer ones break
 LINE = 108  # characters of a table in a line, at full size
 CODE = 100  # characters of code in a line
 GAP = 90  # points at the foot of a page that may stay empty

@@ -18,7 +18,7 @@ FOUND = (  # what is said in bold, and the sentences behind it
     ("Small batches.", ("comparison.when",)),
     ("Own layers and TensorFlow's.", ("bn.same", "ln.same", "wn.same")),
     ("The drift that a study of 2019 saw.", ("bn.drift",)),
-    ("The reason that it broke off at.", ("ln.reason",)),
+    ("Why that study's own LN ended higher.", ("ln.reason",)),
     ("Second derivatives.", ("mechanisms.second",)),
 )
 

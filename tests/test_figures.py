@@ -203,8 +203,17 @@ CONSERVED = pd.DataFrame(
 UNIT = pd.DataFrame(
     {"method": ["none", "BN"], "step": 1, "accuracy": 0.5, "low": -1.0, "middle": 0.0, "high": 1.0}
 )
-MECHANISMS = pd.DataFrame(
-    {"mechanism": ["the plain formula, by autodiff"], "float32": 1e-3, "float64": 1e-15}
+MECHANISMS = pd.concat(
+    pd.DataFrame(
+        {
+            "mechanism": list(equivalence.mechanisms(m, training.Run(**network.METHODS[m]))),
+            "float32": 1e-3,
+            "float64": 1e-15,
+            "band": 1e-3,
+            "layer": m,
+        }
+    )
+    for m in ("BN", "LN", "WN")
 )
 SAME = np.array([[word == "yes" for word in words.split()] for words in laws.INVARIANCES.values()])
 ALL = {
@@ -214,7 +223,7 @@ ALL = {
         {"as in 2019": DRIFTS["neither"], "paired": DRIFTS[equivalence.NO_FAULT_64]}
     ),
     "arms": lambda: figures.arm_curves(
-        {f"arm {k}": list(histories(0.7)) for k in range(len(present.SERIES))}
+        {f"arm {k}": list(histories(0.7)) for k in range(len(present.SERIES))}, "arm 2"
     ),
     "rate map": lambda: figures.rate_map(
         methods(exponent=tuple(range(-6, 3)), accuracy=(0.5,) * 8 + (0.8,), diverged=(0,) * 8 + (1,))
@@ -241,9 +250,7 @@ ALL = {
     ),
     "conservation": lambda: figures.conservation_curves({m: CONSERVED for m in ("BN", "LN", "LN-C", "WN")}),
     "statistics": lambda: figures.statistics_curves(LEARNED),
-    "mechanisms": lambda: figures.mechanism_bars(
-        pd.concat([MECHANISMS.assign(band=1e-3, layer=layer) for layer in ("BN", "LN")])
-    ),
+    "mechanisms": lambda: figures.mechanism_bars(MECHANISMS),
     "landscape": lambda: figures.landscape_curves(
         methods("none", "BN", "LN", step=(0, 10), lowest=(1, 1), highest=(2, 9), change=(4, 7))
     ),
@@ -261,6 +268,7 @@ def test_a_figure_fits_the_page_unscaled_and_its_words_are_of_8_points_and_insid
     figure = ALL[name]()
     figure.canvas.draw()
     assert figure.get_figwidth() * 72 <= build.FULL_WIDTH
+    assert figure.get_figheight() * 72 <= build.FULL_HEIGHT
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02
     sizes = {text.get_text(): text.get_size() for text in figure.findobj(Text)}

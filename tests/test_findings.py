@@ -147,7 +147,7 @@ def test_the_drift_is_attributed_to_what_makes_it(repeated, unpaired, exact, mes
     assert of_the_loop.startswith("The drift is none of the layers' own") == (
         repeated == 1e-2 and exact < 1e-11
     )
-    assert "+0.5000 (gamma)" in of_the_loop  # what is drawn: the means
+    assert "+0.5000 (γ)" in of_the_loop  # what is drawn: the means
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float32", 2e-4), ("float64", 2e-12)])
@@ -240,13 +240,9 @@ def mechanisms_table(**columns):
 @pytest.mark.parametrize(
     ("float32", "rounding", "message"),
     [
-        (1.9e-4, 1e-4, "All that is round-off stays within twice the band"),
-        (
-            1e-3,
-            9e-4,
-            "BN, this: 10 times the band of one-ulp twins and of the own layer's rounding (1.0 × 10⁻⁴); its own",
-        ),
-        (1e-3, 4e-4, "nor does its own rounding explain it"),
+        (1.9e-4, 1e-4, "What is round-off stays within twice the band of one-ulp twins and rounding."),
+        (1e-3, 9e-4, "and rounding; but for this (BN) 10 times, as its own rounding explains."),
+        (1e-3, 4e-4, "this (BN) 10 times, more than its own rounding."),
     ],
 )
 def test_round_off_outside_the_band_is_told(float32, rounding, message, pending):
@@ -270,8 +266,8 @@ def test_the_less_exact_layer_is_told(theirs, message):
 @pytest.mark.parametrize(
     ("rows", "repeated", "message"),
     [
-        (-0.01, -0.03, "repeated updates make 75 %"),
-        (-0.03, -0.01, "rows make 75 %"),
+        (-0.01, -0.03, "75 % of it by repeated updates"),
+        (-0.03, -0.01, "75 % of it by rows"),
         (0.01, 0.01, "does not end lower"),
     ],
 )
@@ -300,30 +296,27 @@ def test_a_difference_of_either_sign_has_no_shares():
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
     assert findings.reason_message(table) == (
         "As trained in 2019, which of the two layers ends higher depends on the seed (TensorFlow's minus own: −1.00 to "
-        "+0.50 points); alone, a moves it most, by +1.50 points."
+        "+0.50 points); the largest effect alone is that of a, +1.50 points."
     )
     assert findings.shares_message(table) == (
-        "The difference in accuracy (−0.0025) has no sign that the seeds agree on (−0.0100 to +0.0050), and so no "
-        "shares; alone: a +0.0150 and b −0.0150."
+        "The seeds do not agree on the sign of the difference in accuracy (−0.0025)."
     )
+    assert set(findings.shares_shown(table).share) == {""}
 
 
 def test_what_only_the_differences_together_do_is_no_single_ones_share(pending):
     values = {"": [0.0], "a": [0.01], "b": [0.0], "ab": [-0.02]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
-    assert (
-        "2.00 points lower than the own one by what the differences do together; alone, a moves it most, by +1.00"
-        in (findings.reason_sentence(table))
-    )
+    told = "lower than the own one by what the differences do together; the largest effect alone is that of a, +1.00"
+    assert f"2.00 points {told}" in findings.reason_sentence(table)
+    assert list(findings.shares_shown(table).share) == ["−50 %", "0 %", "150 %", "0 %", "100 %"]
 
 
 def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
-    assert findings.shares_message(table) == (
-        "Of the difference in γ (+1.0000) their interaction 90 % and b 10 % (mended alone, each takes away: "
-        "b 100 % and a 90 %)."
-    )
+    told = "The difference in γ (+1.0000) comes of several causes together (90 %; without b 100 % of it is gone)."
+    assert findings.shares_message(table) == told
 
 
 @pytest.mark.parametrize(
@@ -510,7 +503,7 @@ def test_methods_are_compared_at_equal_lengths_over_shared_seeds_and_not_where_r
     assert (difference.mean, difference.pairs, step) == (pytest.approx(0.1), 3, 20)
     assert findings.beside(tuned, "affine", "none") is None
     assert findings.beside(tuned, "DyT", "none") is None
-    assert findings.beside_none(tuned, "RMS") == "higher than plain after 20 steps"
+    assert findings.beside_none(tuned, "RMS") == "higher"
     assert findings.beside_none(tuned, "affine") == "1 of 3 runs collapsed"
     assert findings.beside_none(tuned, "DyT").startswith("not settled: short runs")
 
@@ -538,10 +531,10 @@ def test_the_table_says_what_is_reached_and_leaves_empty_what_was_not_run():
     )
     assert list(table["steps to target"]) == ["30", "20", "not reached", ""]
     assert list(table["seconds to target"]) == ["0.1", "0.0", "not reached", ""]
-    assert [told[:5] for told in table["test accuracy"]] == ["0.400", "0.700", "0.300", ""]
-    assert list(table["at batch 2"]) == ["0.400", "collapsed", "", ""]
+    assert [told[:4] for told in table["test accuracy, %"]] == ["40.0", "70.0", "30.0", ""]
+    assert list(table["at batch 2, %"]) == ["40.0", "collapsed", "", ""]
     assert table.verdict["none"] == "the baseline"
-    assert table.verdict["LN"].startswith("higher than plain after 30 steps")
+    assert table.verdict["LN"] == "higher"
 
 
 @pytest.mark.parametrize(
@@ -690,9 +683,9 @@ def test_arms_are_compared_with_what_they_change():
     arms["LN, mean detached"] = around(0.7)
     table = answers.arms_table(curves, arms).set_index("arm")
     assert table["beside the whole"]["LN, mean detached"] == "LN: +0.00 (+0.00 to +0.00)"
-    assert table["beside none"]["LN, mean detached"] == "+10.00 (+10.00 to +10.00)"
-    assert table.verdict["LN, mean detached"] == "alike within 0.5 points (LN), higher (none)"
-    assert table.verdict["BN, variance detached"] == "lower (BN), lower (none)"
+    assert table["beside plain"]["LN, mean detached"] == "+10.00 (+10.00 to +10.00)"
+    assert table.verdict["LN, mean detached"] == "alike within 0.5 points (LN), higher (plain)"
+    assert table.verdict["BN, variance detached"] == "lower (BN), lower (plain)"
 
 
 @pytest.mark.parametrize(("both", "told"), [(1.0, "start limits it"), (0.1, "start does not limit it")])

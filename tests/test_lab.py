@@ -39,7 +39,7 @@ def test_a_view_shows_the_method_beside_none():
 def test_a_training_that_explodes_is_called_diverged_and_stays_in_the_figure():
     figure, statistics = explore.view(BASE, "none", None, 1e-5, 2, 1e30)
     assert list(statistics.index) == ["none"]
-    assert statistics["loss at the end"]["none"] == "diverged"
+    assert statistics["loss at the end"]["plain"] == "diverged"
     assert figure.axes[2].get_ylim()[1] <= explore.WORST
     plt.close(figure)
 

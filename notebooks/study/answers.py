@@ -103,24 +103,24 @@ def literature(
     faster(
         "BN",
         "BN trains faster",
-        "Ioffe 2015, fig. 2",
+        "@ioffe2015 [fig. 2]",
         "2.3 times fewer steps from BN alone",
         f"{saved:.1f} times fewer steps at one rate for all; " if np.isfinite(saved) else "",
     )
     row(
         "the bias before BN is redundant",
-        "Ioffe 2015, sec. 3.2",
+        "@ioffe2015 [sec. 3.2]",
         "exact",
         f"moves by {scientific(conserved.bias.max() / conserved.kernel.max())} of the weights' motion",
         holds(conserved.bias.max() <= 1e-3 * conserved.kernel.max()),
     )
-    faster("LN", "LN trains faster", "Ba 2016, sec. 6", "yes")
+    faster("LN", "LN trains faster", "@ba2016 [sec. 6]", "yes")
     common, own = _ends(curves["BN"], curves["LN"]), None
     if not collapsed([*tuned["BN"], *tuned["LN"]]):
         own = statistics.paired_difference(*([h.test_accuracy for h in tuned[m]] for m in ("BN", "LN")))
     row(
         "in convolutional networks BN is better than LN",
-        "Ba 2016, sec. 6.7",
+        "@ba2016 [sec. 6.7]",
         "yes, without numbers",
         f"at the end {points(common)} points at one rate for all, "
         f"{'a run collapsed' if own is None else points(own)} at each one's own",
@@ -128,16 +128,16 @@ def literature(
     )
     fields = 3 * len(TABLE_1)
     row(
-        "the invariances of Table 1",
-        "Ba 2016, table 1",
+        "which changes of weights and inputs the output does not feel",
+        "@ba2016 [table 1]",
         "for dense layers",
         f"{otherwise} of {fields} fields differ in convolutions (LN over the whole image)",
         holds(otherwise == 0, otherwise < fields / 2),
     )
-    faster("WN", "WN trains faster", "Salimans 2016, sec. 5", "yes")
+    faster("WN", "WN trains faster", "@salimans2016 [sec. 5]", "yes")
     row(
         "before BN, weights × a with rate × a² is the same training",
-        "van Laarhoven 2017",
+        "@vanlaarhoven2017",
         "exact",
         f"logits differ by {scientific(rate_error)}",
         holds(rate_error == 0),
@@ -148,14 +148,14 @@ def literature(
     ].growth.median()
     row(
         "BN makes gradients grow with depth",
-        "Yang 2019",
+        "@yang2019",
         f"{np.pi / (np.pi - 1):.3f} times a layer",
         f"{middle:.3f} times",
         holds(abs(middle * (np.pi - 1) / np.pi - 1) < 0.05),
     )
     row(
         "BN keeps inputs apart",
-        "Yang 2019",
+        "@yang2019",
         f"cosine {1 / np.pi:.3f}",
         f"{last:.3f}",
         holds(abs(last * np.pi - 1) < 0.05),
@@ -168,7 +168,7 @@ def literature(
     lag = first["exact"] - min(first[name] for name in first.index if name.startswith("moving"))
     row(
         "moving averages lag; exact statistics mend it",
-        "Wu 2021, sec. 3",
+        "@wu2021 [sec. 3]",
         "yes",
         f"{signed(100 * lag)} points after {int(statistics_frame.step.min())} steps",
         holds(lag > 0.01),
@@ -188,7 +188,7 @@ def literature(
     under = _means(short["none"], arms["LN, statistics detached"])
     row(
         "in LN the gradients through the statistics matter more than the forward pass",
-        "Xu 2019",
+        "@xu2019",
         "detached: worse than without LN",
         f"points against LN with the mean, the variance, both detached: {of_ln} (against BN: {losses('BN')[0]}); "
         f"both, against plain: {signed(-100 * under.mean)}",
@@ -197,7 +197,7 @@ def literature(
     rates = sweep.loc[sweep.groupby("method").accuracy.idxmax()].set_index("method").rate
     row(
         "BN allows larger learning rates",
-        "Bjorck 2018",
+        "@bjorck2018",
         "yes",
         f"best rate {rates['BN']:.2g} behind the convolution alone, {rates['BN, both']:.2g} behind the dense layer "
         f"too, {rates['none']:.2g} without",
@@ -216,14 +216,14 @@ def literature(
             return found[0], f"{points(found[0])} points after {found[1]:,} steps"
         for method in (a, b):
             if method in tuned and (lost := collapsed(tuned[method])):
-                return None, f"{lost} of {len(tuned[method])} runs of {method} collapsed"
+                return None, f"{lost} of {len(tuned[method])} runs of {present.short(method)} collapsed"
         best = sweep.groupby("method").accuracy.max()
         return None, f"{signed(100 * (best[a] - best[b]))} points in the search alone"
 
     rms, words = own_rates("RMS", "LN-C")
     row(
         "RMSNorm is as good as LN",
-        "Zhang 2019, table 10 (whose LN averages over height and width: it is IN)",
+        "@zhang2019 [table 10] (whose LN averages over height and width: it is IN)",
         "CIFAR-10: better",
         f"beside LN over channels {words}; beside IN {own_rates('RMS', 'IN')[1]}",
         "not settled"
@@ -233,7 +233,7 @@ def literature(
     dyt, words = own_rates("BN", "DyT")
     row(
         "DyT does not replace BN in convolutional networks",
-        "Zhu 2025, table 16",
+        "@zhu2025 [table 16]",
         "−7.3 points (ResNet-50), −1.7 (VGG19)",
         f"BN beside DyT: {words}",
         judge(dyt),
@@ -249,7 +249,7 @@ def literature(
     )
     row(
         "noisy BN trains as fast as BN",
-        "Santurkar 2018, fig. 2",
+        "@santurkar2018 [fig. 2]",
         "nearly",
         f"{points(noise := _means(arms['noisy BN'], short['BN']))} points against BN, "
         f"{points(over := _means(arms['noisy BN'], short['none']))} against plain",
@@ -261,7 +261,7 @@ def literature(
     change = along.change.groupby(along.method).median().fillna(np.inf)
     row(
         "BN makes the loss smoother along the steps",
-        "Santurkar 2018, fig. 4",
+        "@santurkar2018 [fig. 4]",
         "smaller ranges of loss and gradient",
         f"range of the loss {ranges['BN']:.2f} against {ranges['none']:.2f} nats, relative change of the gradient "
         f"{change['BN']:.1f} against {change['none']:.1f} (medians; one rate, one seed)",
@@ -274,7 +274,7 @@ def literature(
     wander = sigmoid.middle.groupby(sigmoid.method).agg(lambda m: m.max() - m.min())
     row(
         "BN keeps the input of a deep sigmoid unit steady, and trains better",
-        "Ioffe 2015, fig. 1",
+        "@ioffe2015 [fig. 1]",
         "yes",
         f"its median wanders over {wander['BN']:.2f} against {wander['none']:.2f}; "
         f"{signed(100 * (right['BN'] - right['none']))} points at the end",
@@ -289,7 +289,7 @@ def literature(
     )
     row(
         "GN does not mind small batches, BN does",
-        "Wu 2018, table 2",
+        "@wu2018 [table 2]",
         "at batch 2 BN loses 11.1 points, GN nothing",
         f"points lost at batch 2: {words}",
         "not settled"
@@ -318,7 +318,7 @@ def literature(
     )
     row(
         "dividing the batch regularizes",
-        "Hoffer 2017; Summers 2020",
+        "@hoffer2017; @summers2020",
         "yes",
         f"statistics of quarters of the batch: {points(ghost)} points against BN, training loss "
         f"{signed(training_loss)} nats",
@@ -395,7 +395,8 @@ def questions(
             return f"{against} after {found[1]:,} steps ({_TOLD[told(found[0])]})"
         for method in (a, b):
             if method in tuned and (lost := collapsed(tuned[method])):
-                return f"not comparable with {b}: {lost} of {len(tuned[method])} runs of {method} collapsed"
+                whose = f"{lost} of {len(tuned[method])} runs of {present.short(method)}"
+                return f"not comparable with {present.short(b)}: {whose} collapsed"
         best = sweep.groupby("method").accuracy.max()
         against = f"{signed(100 * (best[a] - best[b]))} points against {present.short(b)}"
         return f"{against} in the search: short runs, not settled"
@@ -556,8 +557,8 @@ def arms_table(curves, arms):
     """Each of `mechanisms.arms` beside the normalization that it changes, and beside none, at the common rate.
 
     Returns:
-        DataFrame with columns arm, "beside the whole" and "beside none" (points of mean accuracy), "at the end" (test
-        accuracy) and verdict.
+        DataFrame with columns arm, "beside the whole" and "beside plain" (points of mean accuracy), "at the end, %"
+        (test accuracy) and verdict.
     """
     rows = []
     for arm, histories in arms.items():
@@ -570,9 +571,9 @@ def arms_table(curves, arms):
             {
                 "arm": arm,
                 "beside the whole": f"{whole}: {points(against[whole])}",
-                "beside none": points(against["none"]),
-                "at the end": float(np.mean([h.accuracy[-1] for h in histories])),
-                "verdict": f"{_TOLD[told(against[whole])]} ({whole}), {_TOLD[told(against['none'])]} (none)",
+                "beside plain": points(against["none"]),
+                "at the end, %": 100 * float(np.mean([h.accuracy[-1] for h in histories])),
+                "verdict": f"{_TOLD[told(against[whole])]} ({whole}), {_TOLD[told(against['none'])]} (plain)",
             }
         )
     return pd.DataFrame(rows)

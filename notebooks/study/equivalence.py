@@ -94,7 +94,7 @@ def calls(layers, shape, dtypes, seed=2612, mean=0.0):
     output = made[0](tf.zeros(shape, dtypes[0])).shape
     x, dy = (rng.normal(m, 1.0, s).astype("float32") for m, s in ((mean, shape), (0.0, output)))
     found = []
-    for layer, dtype in zip(made, dtypes, strict=True):
+    for layer, dtype in running.progress([*zip(made, dtypes, strict=True)], "one call", unit="layer"):
         names = {}
         for expected, trainable in zip(first, (True, False), strict=True):
             own = weights_of(layer, trainable)
@@ -433,7 +433,9 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
     """
     steps = steps or max(STEPS, base.steps // 70)
     base = replace(base, dataset="fashion_mnist", sample=True, steps=steps, evaluate_every=steps, **TRACED)
-    own = replace(base, **network.METHODS[method])
+    own = replace(
+        base, batch_size=50, **network.METHODS[method]
+    )  # half of it: float64 takes ten times as long
     pairs = mechanisms(method, own)
     twins = [replace(own, nudge=nudge) for nudge in NUDGES]
     singles = dict.fromkeys([own, *(run for pair in pairs.values() for run in pair)])

@@ -73,8 +73,8 @@ def view(base, method, axis, epsilon, size, rate):
         look = present.style(name)
         left.hist(values.ravel(), bins=80, density=True, histtype="step", **look)
         middle.plot(np.sort(by_filter), **look)
-        right.plot(np.arange(1, STEPS + 1), history.training_loss, label=name, **look)
-        rows[name] = {
+        right.plot(np.arange(1, STEPS + 1), history.training_loss, label=present.short(name), **look)
+        rows[present.short(name)] = {
             "mean": values.mean(),
             "deviation": values.std(),
             "smallest of a filter": by_filter.min(),

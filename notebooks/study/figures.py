@@ -66,7 +66,7 @@ def drift_curves(shown):
         for place, parameter in enumerate(_parameters(drift)):
             rows = drift[drift.parameter == parameter]
             look = present.style(place, points=len(rows))
-            axes.plot(rows.step, rows["mean"], label=_symbol(parameter.split("/")[-1]), **look)
+            axes.plot(rows.step, rows["mean"], label=present.symbol(parameter.split("/")[-1]), **look)
         axes.axhline(0.0, color="0.35", lw=0.8)
         axes.set(title=title, xlabel="step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -86,21 +86,27 @@ def attribution(drifts):
     return _finished(figure, columns=2)
 
 
-def arm_curves(arms):
-    """Mean accuracy by step of each arm of an experiment, the seeds thin behind it.
+def arm_curves(arms, beside):
+    """Mean accuracy over the seeds by step of each arm of an experiment, and below it minus that of one of them.
 
     Args:
-        arms: dict label -> list of History.
+        arms: dict label -> list of History, the same seeds in the same order.
+        beside: the label of the arm that is taken off.
     """
-    figure, axes = plt.subplots(figsize=(5.2, 3.8))
-    for place, (label, histories) in enumerate(arms.items()):
-        steps = histories[0].steps
+    figure, (above, below) = plt.subplots(2, 1, figsize=(5.2, 5.4), sharex=True)
+    means = {
+        label: 100 * np.mean([h.accuracy for h in histories], axis=0) for label, histories in arms.items()
+    }
+    steps = arms[beside][0].steps
+    for place, (label, mean) in enumerate(means.items()):
         look = present.style(place, points=len(steps))
-        accuracy = 100 * np.array([h.accuracy for h in histories])
-        if len(histories) > 1:
-            axes.plot(steps, accuracy.T, label=f"_{label}", **look | THIN)
-        axes.plot(steps, accuracy.mean(axis=0), label=label, **look)
-    axes.set(xlabel="step", ylabel="test accuracy, %")
+        above.plot(steps, mean, label=label, **look)
+        if label != beside:
+            below.plot(steps, mean - means[beside], label=label, **look)
+    below.axhline(0.0, color="0.35", lw=0.8)
+    above.set_ylabel("test accuracy, %")
+    below.set(xlabel="step", ylabel=f"minus {beside}, points")
+    figure.align_ylabels()
     return _finished(figure, columns=2)
 
 
@@ -128,11 +134,12 @@ def rate_map(frame):
         for column in ("accuracy", "diverged")
     )
     figure, axes = plt.subplots(figsize=(WIDE, 0.27 * len(methods) + 1.3))
+    values = 100 * values
     low = np.nanpercentile(values, 25)  # below, all is as bad
-    image = axes.imshow(values, cmap="cividis", vmin=low - 0.1, vmax=np.nanmax(values), aspect="auto")
+    image = axes.imshow(values, cmap="cividis", vmin=low - 10, vmax=np.nanmax(values), aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            word = "diverged" if diverged[i, j] else f"{100 * value:.1f}"
+            word = "diverged" if diverged[i, j] else f"{value:.1f}"
             ink = "white" if value < (image.norm.vmin + image.norm.vmax) / 2 else "black"
             axes.text(j, i, word, ha="center", va="center", size=8, color=ink)
     for i, row in enumerate(values):
@@ -144,7 +151,7 @@ def rate_map(frame):
         yticks=range(len(methods)), yticklabels=[present.short(m) for m in methods], xlabel="learning rate"
     )
     axes.grid(visible=False)
-    figure.colorbar(image, location="bottom", aspect=40, extend="min", label="held-out accuracy")
+    figure.colorbar(image, location="bottom", aspect=40, extend="min", label="held-out accuracy, %")
     return figure
 
 
@@ -232,7 +239,9 @@ def depth_curves(frame):
     theory = (("1/π", 1 / np.pi), ("π/(π−1)", np.pi / (np.pi - 1)))
     for axes, (name, value) in zip(panels, theory, strict=True):
         axes.axhline(value, color="0.35", lw=0.8)
-        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), va="center", size=8)
+        axes.annotate(
+            name, (1, value), (4, 0), ("axes fraction", "data"), "offset points", va="center", size=8
+        )
         axes.set_xlabel("layer")
     panels[0].set(ylabel="mean cosine between samples", ylim=(0, 1.02))
     panels[1].set_ylabel("growth of the squared gradient")
@@ -283,7 +292,7 @@ def mechanism_bars(table):
     """
     layers = table.groupby("layer", sort=False)
     counts = [len(rows) for _, rows in layers]
-    size = (WIDE, 1.1 + 0.27 * sum(counts) + 0.2 * len(counts))
+    size = (WIDE, 1.1 + 0.155 * sum(counts) + 0.25 * len(counts))  # all of it on one page
     figure, panels = plt.subplots(len(counts), figsize=size, sharex=True, height_ratios=counts, squeeze=False)
     for axes, (layer, rows) in zip(panels[:, 0], layers, strict=True):
         places = np.arange(len(rows))
@@ -351,10 +360,6 @@ def _parameters(drift):
     """The parameters of the first normalized layer."""
     names = list(dict.fromkeys(drift.parameter))
     return [name for name in names if name.split("/")[0] == names[0].split("/")[0]]
-
-
-def _symbol(name):
-    return {"gamma": "γ", "beta": "β", "kernel": "v"}.get(name, name)
 
 
 def _look(label, points=None):

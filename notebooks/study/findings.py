@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from study import present, statistics, tuning
+from study import present, running, statistics, tuning
 from study.equivalence import NO_FAULT, NO_FAULT_64, fault_name
 from study.original import INTERACTION
 
@@ -198,29 +198,33 @@ def attribution_message(drifts, parameters="the parameters"):
 
 
 def shares_message(table):
-    """The caption's first sentence of a table of `original.shares`: each mechanism's share of each quantity, alone;
-    where most of it is their interaction, also what each takes away when it alone is mended. A difference of either
-    sign has no shares."""
+    """The caption's first sentence of a table of `original.shares`: what makes most of each quantity's difference. A
+    difference of either sign has no shares; of what only several do together, the one is named without which most of
+    it is gone."""
     told = []
     for quantity, rows in table.groupby("quantity", sort=False):
         rows = rows.set_index("mechanism")
         whole, parts = rows.iloc[-1], rows.iloc[:-1]
+        what = f"the difference in {present.symbol(quantity)} ({signed(whole.difference, 4)})"
         if _either_way(whole):
-            alone = _list([f"{name} {signed(value, 4)}" for name, value in _alone(rows).items()])
-            told.append(
-                f"the difference in {quantity} ({signed(whole.difference, 4)}) has no sign that the seeds agree on "
-                f"({signed(whole.low, 4)} to {signed(whole.high, 4)}), and so no shares; alone: {alone}"
-            )
+            told.append(f"the seeds do not agree on the sign of {what}")
             continue
-        explained = _listed(parts.share) or "nothing is explained"
-        text = f"of the difference in {quantity} ({signed(whole.difference, 4)}) {explained}"
-        if abs(parts.share[INTERACTION]) > 0.5:
-            text += (
-                f" (mended alone, each takes away: {_listed(1 - parts.without.dropna() / whole.difference)})"
-            )
-        told.append(text)
+        cause = parts.share.abs().idxmax()
+        text = f"{what} comes of {cause.replace(INTERACTION, 'several causes together')} ({_share(parts.share[cause])}"
+        if cause == INTERACTION:
+            gone = 1 - parts.without.dropna() / whole.difference
+            text += f"; without {gone.idxmax()} {_share(gone.max())} of it is gone"
+        told.append(f"{text})")
     text = "; ".join(told)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def shares_shown(table):
+    """A table of `original.shares` as it is shown: in per cent, and empty for a difference of either sign."""
+    last = table.groupby("quantity").tail(1).set_index("quantity")
+    either = [_either_way(last.loc[quantity]) for quantity in table.quantity]
+    shares = ["" if both else _share(share) for both, share in zip(either, table.share, strict=True)]
+    return table.assign(share=shares)
 
 
 def _either_way(whole):
@@ -233,14 +237,8 @@ def _alone(rows):
     return rows.difference[rows.without.notna()].sort_values(key=abs, ascending=False)
 
 
-def _listed(shares):
-    return _list(
-        [f"{name} {_share(s)}" for name, s in shares.sort_values(ascending=False).items() if abs(s) >= 0.005]
-    )
-
-
 def _share(share):
-    return f"{100 * share:.0f} %".replace("-", "−")
+    return f"{round(100 * share) + 0} %".replace("-", "−")
 
 
 def attribution_sentence(method, table):
@@ -248,10 +246,8 @@ def attribution_sentence(method, table):
     for row in table.itertuples():
         name = f"{method.lower()}.drift.{row.quantity}.{_key(row.mechanism)}"
         present.number(name, row.difference, [row.low, row.high], "parameter")
-    return (
-        f"The means of {method}'s parameters drifted apart in 2019 for these reasons, after 15 steps: "
-        f"{shares_message(table)}"
-    )
+    message = shares_message(table)
+    return f"In the training of 2019, 15 steps with {method}, {message[0].lower()}{message[1:]}"
 
 
 def drift_message(drifts, as_in_2019):
@@ -263,7 +259,10 @@ def drift_message(drifts, as_in_2019):
     """
     before, after = (
         _list(
-            [f"{signed(v, 4) if abs(v) >= 5e-5 else scientific(v)} ({name})" for name, v in _means(d).items()]
+            [
+                f"{signed(v, 4) if abs(v) >= 5e-5 else scientific(v)} ({present.symbol(n)})"
+                for n, v in _means(d).items()
+            ]
         )
         for d in (as_in_2019, drifts[NO_FAULT])
     )
@@ -384,7 +383,7 @@ def reason_message(table):
     rows = table[table.quantity == "accuracy"].set_index("mechanism")
     whole, accuracy = rows.iloc[-1], rows.difference.iloc[:-1]
     most, effect = next(iter(_alone(rows).items()))
-    alone = f"alone, {most} move{'' if most.endswith('s') else 's'} it most, by {signed(100 * effect)} points"
+    alone = f"the largest effect alone is that of {most}, {signed(100 * effect)} points"
     if _either_way(whole):
         return (
             "As trained in 2019, which of the two layers ends higher depends on the seed (TensorFlow's minus own: "
@@ -396,8 +395,8 @@ def reason_message(table):
     if cause == INTERACTION:
         return f"As trained in 2019, TensorFlow's layer ends {lower} by what the differences do together; {alone}."
     return (
-        f"As trained in 2019, TensorFlow's layer ends {lower}, of which "
-        f"{cause} make{'' if cause.endswith('s') else 's'} {_share(accuracy[cause] / whole.difference)}."
+        f"As trained in 2019, TensorFlow's layer ends {lower}, {_share(accuracy[cause] / whole.difference)} of it by "
+        f"{cause}."
     )
 
 
@@ -408,8 +407,7 @@ def reason_sentence(table):
             f"ln.reason.{row.quantity}.{_key(row.mechanism)}", row.difference, [row.low, row.high], "fraction"
         )
     return (
-        f"{reason_message(table)} (The study of 2019 broke off at 'the reason is'.) TensorFlow's minus own: "
-        f"{shares_message(table)}"
+        f"{reason_message(table)} (The study of 2019 broke off at 'the reason is'.) {shares_message(table)}"
     )
 
 
@@ -506,7 +504,7 @@ class Ranking:
                     "seconds to target": f"{steps * milliseconds / 1e3:.1f}"
                     if np.isfinite(steps)
                     else "not reached",
-                    "final accuracy": f"{mean:.4f} ({low:.4f} to {high:.4f})",
+                    "final accuracy, %": f"{100 * mean:.2f} ({100 * low:.2f} to {100 * high:.2f})",
                     "gain in mean accuracy, points": "" if gain is None else signed(100 * gain[0]),
                     "ms per step": f"{milliseconds:.1f}",
                 }
@@ -714,7 +712,7 @@ def methods_table(base, frame, tuned, by_batch, cost):
                 "best rate": rate,
                 "rates as good": f"{low:.2g} to {high:.2g}" if high > low else "this one",
                 **_reached(tuned.get(method, []), target, cost[method]),
-                "at batch 2": _at(smallest, method),
+                "at batch 2, %": _at(smallest, method),
                 "ms per step": cost[method],
                 "same in inference": "yes" if np.allclose(trained, inferred, atol=1e-4) else "no",
                 "depends on the batch": "no" if np.allclose(trained[:1], alone, atol=1e-4) else "yes",
@@ -728,18 +726,18 @@ def _at(cells, method):
     if method not in cells.index:
         return ""
     cell = cells.loc[method]
-    return "collapsed" if cell.collapsed else f"{cell.accuracy:.3f}"
+    return "collapsed" if cell.collapsed else f"{100 * cell.accuracy:.1f}"
 
 
 def _reached(histories, target, milliseconds):
     if not histories:
-        return dict.fromkeys(("steps", "test accuracy", "steps to target", "seconds to target"), "")
+        return dict.fromkeys(("steps", "test accuracy, %", "steps to target", "seconds to target"), "")
     steps = _median_steps(histories, target)
     seconds = f"{steps * milliseconds / 1e3:.1f}" if np.isfinite(steps) else "not reached"
     reached = (_steps(steps), seconds) if len(histories[0].steps) > 2 else ("", "")  # measured often enough
     return {
         "steps": f"{histories[0].run.steps:,}",
-        "test accuracy": _mean_told(histories),
+        "test accuracy, %": _mean_told(histories),
         **dict(zip(("steps to target", "seconds to target"), reached, strict=True)),
     }
 
@@ -752,8 +750,8 @@ def collapsed(histories):
 def _mean_told(histories):
     if lost := collapsed(histories):  # no interval describes runs of two kinds
         return f"{lost} of {len(histories)} collapsed"
-    mean, low, high = statistics.mean_interval([h.test_accuracy for h in histories])
-    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+    mean, low, high = statistics.mean_interval([100 * h.test_accuracy for h in histories])
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def beside(tuned, a, b):
@@ -784,10 +782,7 @@ def beside_none(tuned, method):
     found = beside(tuned, method, "none")
     if found is None:
         return "not settled"
-    difference, step = found
-    return f"{told(difference)} than plain after {step:,} steps".replace("alike than", "like").replace(
-        "not told apart than", "not told apart from"
-    )
+    return told(found[0])
 
 
 # --- the same accuracy as TensorFlow's ------------------------------------------------------------------------------
@@ -833,7 +828,8 @@ def equivalence_message(table, seeds):
 
 def law_verdicts(table, laws, case):
     """Measure all laws on a case and record their verdicts; return how many hold, and of how many."""
-    rows = [(name, claim, measure(case)) for name, (claim, measure) in laws.LAWS.items()]
+    tried = running.progress(laws.LAWS.items(), "exact facts", unit="fact")
+    rows = [(name, claim, measure(case)) for name, (claim, measure) in tried]
     for name, claim, measured in rows:
         present.verdict(table, f"law.{name}", claim, measured, laws.TOLERANCE, measured <= laws.TOLERANCE)
     return sum(measured <= laws.TOLERANCE for _, _, measured in rows), len(rows)
@@ -1011,17 +1007,13 @@ def band_message(table):
         if row.float32 <= 2 * row.band:
             continue
         whose = (
-            f"its own rounding explains it: in float32 it is {scientific(row.rounding)} from itself in float64"
+            "as its own rounding explains"
             if row.float32 <= 2 * row.rounding
-            else "nor does its own rounding explain it"
+            else "more than its own rounding"
         )
-        told.append(
-            f"{row.layer}, {row.mechanism}: {row.bands:,.0f} times the band of one-ulp twins and of the own layer's "
-            f"rounding ({scientific(row.band)}); {whose}."
-        )
-    return (
-        " ".join(told) or "All that is round-off stays within twice the band of one-ulp twins and rounding."
-    )
+        told.append(f"{row.mechanism} ({row.layer}) {row.bands:,.0f} times, {whose}")
+    but = f"; but for {'; '.join(told)}" if told else ""
+    return f"What is round-off stays within twice the band of one-ulp twins and rounding{but}."
 
 
 def second_derivative_verdicts(table):

@@ -203,7 +203,7 @@ def effective_learning_rate(base, factor=2.0, steps=20):
             for variable, rate, gradient in zip(variables, rates, gradients, strict=True):
                 variable.assign_sub(rate * gradient)
 
-        for indices in order:
+        for indices in running.progress(order, "another scale", unit="step"):
             step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
         logits.append(model(images(base), training=True))
     return float(tf.reduce_max(tf.abs(logits[0] - logits[1])))
@@ -418,11 +418,12 @@ def second_derivatives():
         far apart the two `gradient_penalty` are, relative to the own one.
     """
     rows = []
-    for name, layer, options in (
+    layers = (
         ("BN", "BatchNormalization", ()),
         ("LN", "LayerNormalization", ()),
         ("GN", "GroupNormalization", (("groups", 2),)),
-    ):
+    )
+    for name, layer, options in running.progress(layers, "second derivatives", unit="layer"):
         paths = {"own": f"normlib:{layer}", "TensorFlow's": f"keras.layers:{layer}"}
         errors = {who: equivalence.second_derivative_error(path, options) for who, path in paths.items()}
         own, theirs = (gradient_penalty(path, options) for path in paths.values())

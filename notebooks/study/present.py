@@ -119,6 +119,11 @@ def short(method):
     return "plain" if method == "none" else method
 
 
+def symbol(name):
+    """A parameter as text and figures write it: the variable of the code is called gamma."""
+    return {"gamma": "γ", "beta": "β", "kernel": "v"}.get(name, name)
+
+
 # --- records: they ride on the next display -----------------------------------------------------------------------
 
 
@@ -260,7 +265,13 @@ def _kind(figure):
 def _told(frame):
     """Each series in a few words: all places of an axis of words, else the two ends."""
     if "value" in frame:
-        return f"Values from {_brief(frame['value'].min())} to {_brief(frame['value'].max())}."
+        place, row = frame.columns[:2]
+        rows = [
+            f"{name}: {_brief(of['value'].min())} ({of[place][of['value'].idxmin()]}) to "
+            f"{_brief(of['value'].max())} ({of[place][of['value'].idxmax()]})"
+            for name, of in frame.dropna(subset="value").groupby(row, sort=False)
+        ]
+        return "; ".join(rows) + "."
     if not len(frame):
         return ""
     shown = frame[~frame.series.str.contains(r", run \d+$|^interval")]
@@ -301,9 +312,9 @@ def figure(figure, label, message, reading="", runs=None, data=None):
     """
     points = drawn(figure)
     alt = f"{_kind(figure)} {_told(points)}".strip()  # what the caption does not say
-    on_images = [text for axes in figure.axes if axes.images for text in axes.texts]
-    for place, text in enumerate(on_images):  # they keep their colour when the page is dark
-        text.set_gid(f"on-image-{place}")
+    on_images = [part for axes in figure.axes if axes.images for part in (*axes.texts, *axes.patches)]
+    for place, part in enumerate(on_images):  # they keep their colour when the page is dark
+        part.set_gid(f"on-image-{place}")
     faint = any(
         line.get_alpha() and line.get_linestyle() != "None" for ax in figure.axes for line in ax.lines
     )
@@ -315,7 +326,7 @@ def figure(figure, label, message, reading="", runs=None, data=None):
     record = {"kind": "figure", "label": label, "caption": caption, "alt": alt}
     record["data"] = (points if data is None else data).to_csv(index=False, float_format="%.7g")
     _show({"image/svg+xml": svg.getvalue(), "text/plain": alt}, record)
-    _show({"text/markdown": caption}, {"kind": "caption"})
+    _show_caption(label, caption)
 
 
 def table(frame, label, message, reading="", formats=None):
@@ -332,8 +343,9 @@ def table(frame, label, message, reading="", formats=None):
     for column, form in (formats or {}).items():
         shown[column] = [form.format(value) if pd.notna(value) else "" for value in frame[column]]
     shown = shown.astype(str)
-    if "method" in shown:
-        shown["method"] = shown["method"].map(short)
+    for column, name in (("method", short), ("quantity", symbol)):
+        if column in shown:
+            shown[column] = shown[column].map(name)
     caption = " ".join(part for part in (f"**{message}**", reading) if part)
     columns = [str(c) for c in shown.columns]
     record = {
@@ -344,7 +356,7 @@ def table(frame, label, message, reading="", formats=None):
         "rows": shown.values.tolist(),
     }
     _show({"text/html": shown.to_html(index=False), "text/plain": shown.to_string(index=False)}, record)
-    _show({"text/markdown": caption}, {"kind": "caption"})
+    _show_caption(label, caption)
 
 
 def verdicts(name, label, message):
@@ -379,6 +391,11 @@ def source(thing):
     code = textwrap.dedent(inspect.getsource(thing)).rstrip()
     name = f"{thing.__module__}.{thing.__qualname__}"
     _show({"text/markdown": f"```python\n{code}\n```"}, {"kind": "source", "name": name, "code": code})
+
+
+def _show_caption(label, caption):
+    """By hand: behind the label, by which the text refers to it. The report numbers figures and tables."""
+    _show({"text/markdown": f"`{label}`: {caption}"}, {"kind": "caption"})
 
 
 def _show(bundle, record):
