@@ -29,7 +29,7 @@ def test_a_view_shows_the_method_beside_none():
     figure, statistics = explore.view(BASE, "BN", None, 1e-5, 32, 0.01)
     histogram, filters, losses = figure.axes
     assert len(histogram.patches) == len(filters.lines) == len(losses.lines) == 2
-    assert list(statistics.index) == ["none", "BN"]
+    assert list(statistics.index) == ["plain", "BN"]
     assert statistics.deviation["BN"] == pytest.approx(1, abs=1e-3)
     np.testing.assert_allclose(filters.lines[1].get_ydata(), 1, atol=0.01)
     assert all(np.isfinite(line.get_ydata()).all() for line in losses.lines)
@@ -38,7 +38,7 @@ def test_a_view_shows_the_method_beside_none():
 
 def test_a_training_that_explodes_is_called_diverged_and_stays_in_the_figure():
     figure, statistics = explore.view(BASE, "none", None, 1e-5, 2, 1e30)
-    assert list(statistics.index) == ["none"]
+    assert list(statistics.index) == ["plain"]
     assert statistics["loss at the end"]["plain"] == "diverged"
     assert figure.axes[2].get_ylim()[1] <= explore.WORST
     plt.close(figure)
