@@ -384,7 +384,7 @@ def records(executed):
 
 def collect(executed):
     """Every number, verdict, run and sentence of the notebooks."""
-    results = {"numbers": {}, "verdicts": [], "runs": [], "sentences": {}}
+    results = {"verdicts": [], "sentences": {}, "numbers": {}, "runs": []}
     for record in records(executed):
         if record.get("key"):
             results["sentences"][record["key"]] = record["text"]
@@ -525,22 +525,22 @@ VERDICT_TABLES = {
 
 
 def verdict_summary(verdicts):
-    """A table of how many rows of each table of verdicts had which verdict."""
+    """A table of how many rows of each table of verdicts had which verdict, and of which rows; not of all that hold."""
     rows = []
     for name, title in VERDICT_TABLES.items():
-        found = [row.get("verdict", "measured") for row in verdicts if row["table"] == name]
-        if found:
-            counts = collections.Counter(found)
-            rows.append(
-                [title, str(len(found)), ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())]
-            )
+        found = collections.defaultdict(list)
+        for row in verdicts:
+            if row["table"] == name:
+                found[row["verdict"]].append(row["claim"])
+        for verdict, claims in sorted(found.items(), key=lambda item: -len(item[1])):
+            rows.append([title, verdict, str(len(claims)), "" if verdict == "holds" else "; ".join(claims)])
     if not rows:
         return ""
     return _pipe_table(
         {
-            "columns": ["table of verdicts", "rows", "verdicts"],
+            "columns": ["table of verdicts", "verdict", "rows", "which"],
             "rows": rows,
-            "caption": "**All verdicts of this report, counted.** Each was computed and could have been otherwise.",
+            "caption": "**All verdicts of this report.** Each was computed and could have been otherwise.",
             "label": "tbl-verdict-summary",
         }
     )

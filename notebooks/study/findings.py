@@ -210,10 +210,12 @@ def shares_message(table):
             told.append(f"the seeds do not agree on the sign of {what}")
             continue
         cause = parts.share.abs().idxmax()
-        text = f"{what} comes of {cause.replace(INTERACTION, 'several causes together')} ({_share(parts.share[cause])}"
+        share = parts.share[cause]
+        against = ", the others against it" if share > 1.005 else ""
+        text = f"{what} comes of {cause.replace(INTERACTION, 'several causes together')} ({_share(share)}{against}"
         if cause == INTERACTION:
             gone = 1 - parts.without.dropna() / whole.difference
-            text += f"; without {gone.idxmax()} {_share(gone.max())} of it is gone"
+            text += f"; without {gone.idxmax()} {_share(min(1.0, gone.max()))} of it is gone"
         told.append(f"{text})")
     text = "; ".join(told)
     return f"{text[0].upper()}{text[1:]}."
@@ -241,13 +243,13 @@ def _share(share):
     return f"{round(100 * share) + 0} %".replace("-", "−")
 
 
-def attribution_sentence(method, table):
+def attribution_sentence(method, table, dataset):
     """The finding in full: what made the drift of 2019, on its own quantity."""
     for row in table.itertuples():
         name = f"{method.lower()}.drift.{row.quantity}.{_key(row.mechanism)}"
         present.number(name, row.difference, [row.low, row.high], "parameter")
     message = shares_message(table)
-    return f"In the training of 2019, 15 steps with {method}, {message[0].lower()}{message[1:]}"
+    return f"In the training of 2019, 15 steps with {method} ({dataset}), {message[0].lower()}{message[1:]}"
 
 
 def drift_message(drifts, as_in_2019):
@@ -400,14 +402,15 @@ def reason_message(table):
     )
 
 
-def reason_sentence(table):
+def reason_sentence(table, dataset):
     """The finding in full: the answer to the blank of 2019."""
     for row in table.itertuples():
         present.number(
             f"ln.reason.{row.quantity}.{_key(row.mechanism)}", row.difference, [row.low, row.high], "fraction"
         )
     return (
-        f"{reason_message(table)} (The study of 2019 broke off at 'the reason is'.) {shares_message(table)}"
+        f"{reason_message(table)} (Trained on {dataset}; the study of 2019 broke off at 'the reason is'.) "
+        f"{shares_message(table)}"
     )
 
 
@@ -451,8 +454,8 @@ class Ranking:
         ends = ([h.accuracy[-1] for h in self.curves[c.name_a]] for c in (best, second))
         apart = statistics.paired_difference(*ends)
         return (
-            f"The network ends highest {present.words(best.name_a)}: {points(apart)} points against "
-            f"{second.name_a}, seed by seed, {_WHETHER[told(apart)]}."
+            f"The network ends highest {present.words(best.name_a)}, {_WHETHER[told(apart)]} {second.name_a}: "
+            f"{points(apart)} points seed by seed."
         )
 
     @property
@@ -607,6 +610,17 @@ def hypotheses(curves):
     return table
 
 
+def placement_sentence(tuned):
+    """Whether what is found of BN behind the convolution is found where it stands behind the dense layer too."""
+    found = [(m, beside(tuned, m, "none")) for m in ("BN", "BN, both")]
+    if any(of is None for _, of in found):
+        return "Whether it matters where BN stands is not settled here."
+    told_of = [
+        f"{present.words(m)} {points(d)} points after {step:,} steps ({told(d)})" for m, (d, step) in found
+    ]
+    return f"Held-out accuracy against plain, each at its own rate: {' and '.join(told_of)}."
+
+
 def _direction(a, b, measure, difference):
     words = ("faster", "slower") if measure == SPEED else ("higher", "lower")
     small = ", by less than matters" if abs(difference.mean) < SMALLEST else ""
@@ -722,6 +736,13 @@ def methods_table(base, frame, tuned, by_batch, cost):
     return pd.DataFrame(rows)
 
 
+def methods_verdicts(*arguments):
+    """The table of `methods_table`, recorded as table V3: the verdicts are on the difference from plain."""
+    table, tuned = methods_table(*arguments), arguments[2]
+    measured = [(beside(tuned, method, "none") or [[np.nan]])[0][0] for method in table.method]
+    return present.judged("V3", table, table.method.map(present.short), measured, SMALLEST)
+
+
 def _at(cells, method):
     if method not in cells.index:
         return ""
@@ -812,7 +833,9 @@ def equivalence_verdicts(curves, references):
                 "verdict": {"equivalent": "holds", "different": "fails"}.get(found.verdict, found.verdict),
             }
         )
-    return present.judged("V1", pd.DataFrame(rows))
+    table = pd.DataFrame(rows)
+    measured = table["own minus TensorFlow's, points"]
+    return present.judged("V1", table, table.claim, measured, f"90 % interval within {100 * MARGIN:g} points")
 
 
 def equivalence_message(table, seeds):
@@ -903,7 +926,7 @@ def conservation_verdicts(frames):
         (
             "length",
             "growth",
-            "the squared lengths, beside each step's own square and ε's share,",
+            "the squared lengths, beside each step's own square and ε's share",
             tuple(frames),
         ),
     ]
@@ -915,10 +938,11 @@ def conservation_verdicts(frames):
             present.verdict(
                 "V1",
                 f"conserved.{_key(method)}.{column}",
-                f"I16, {method}: {what} {'stay' if stays else 'move'} (in units of the motion)",
+                f"I16, {method}: {'still' if stays else 'moved'}: {what} (in units of the motion)",
                 share,
                 CONSERVED,
                 holds,
+                above=not stays,
             )
     count = len(frames) * len(laws)
     if right == count:
@@ -978,25 +1002,29 @@ def mechanism_verdicts(table):
     """
 
     def verdict(row):
-        if row.float32 == 0 and row.float64 == 0:
-            return "cannot"
+        if row.float32 == 0:
+            return "cannot" if row.float64 == 0 else "below float32"
         return "round-off" if row.float64 < 1e-6 * row.float32 else "semantic"
 
     table = table.assign(verdict=[verdict(row) for row in table.itertuples()])
-    return present.judged("V4", table.assign(**{"bands": table.float32 / table.band}))
+    table = table.assign(bands=table.float32 / table.band)
+    return present.judged(
+        "V4", table, table.layer + ": " + table.mechanism, table.float64 / table.float32, 1e-6
+    )
 
 
 def mechanism_message(table):
     """The caption's first sentence on the mechanisms of drift."""
     named = table.layer + ": " + table.mechanism
-    of = {v: list(named[table.verdict == v]) for v in ("cannot", "round-off", "semantic")}
+    of = {v: list(named[table.verdict == v]) for v in ("cannot", "round-off", "semantic", "below float32")}
+    small = f", {len(of['below float32'])} is below float32" if of["below float32"] else ""
     largest = table.loc[table.float64.idxmax()]
     for layer, band in table.groupby("layer").band.first().items():
         present.number(f"drift.band.{layer.lower()}", band)
     return (
         f"{len(of['semantic'])} of {len(table)} mechanisms change the training in float64 too, most of all "
-        f"{largest.mechanism} ({largest.layer}); {len(of['round-off'])} are round-off, {len(of['cannot'])} cannot move "
-        "a parameter."
+        f"{largest.mechanism} ({largest.layer}); {len(of['round-off'])} are round-off{small}, {len(of['cannot'])} "
+        "cannot move a parameter."
     )
 
 
@@ -1049,8 +1077,8 @@ def claims(profile, seeds):
             "the notebook does, and nothing else may be claimed."
         )
     return (
-        f"With {len(seeds)} seeds, a difference in speed may be claimed where its interval leaves out zero; a gap in "
-        "final accuracy under half a point may not."
+        f"With {len(seeds)} seeds, a difference may be claimed where its interval leaves out zero and it is at least "
+        f"{100 * SMALLEST:g} points."
     )
 
 
@@ -1074,10 +1102,10 @@ def _power(value):
 
 
 _WHETHER = {
-    "higher": "told apart",
-    "lower": "told apart",
-    "alike": f"alike within {100 * SMALLEST:g} points",
-    "not told apart": "not told apart, or by less than matters",
+    "higher": "above",
+    "lower": "below",
+    "alike": f"within {100 * SMALLEST:g} points of",
+    "not told apart": f"but not surely by {100 * SMALLEST:g} points above",
 }
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -147,25 +147,33 @@ def number(name, value, interval=None, unit="", seeds=None):
     return value
 
 
-def verdict(table, id, claim, measured, tolerance, holds):
-    """Record a verdict for results.json; `verdicts` shows them."""
+def verdict(table, id, claim, measured, tolerance, holds, above=False):
+    """Record a verdict for results.json; `verdicts` shows them. What is claimed to differ lies above the tolerance."""
     row = {
         "table": table,
         "id": id,
         "claim": claim,
         "measured": float(measured),
         "tolerance": float(tolerance),
+        "above": above,
         "verdict": "holds" if holds else "fails",
     }
     _pending.setdefault("verdicts", []).append(row)
     _verdicts.setdefault(table, []).append(row)
 
 
-def judged(name, frame):
-    """Record a table for results.json whose rows carry a verdict of their own, and return it."""
+def judged(name, frame, claim, measured, tolerance):
+    """Record a table for results.json whose rows carry a verdict of their own, and return it.
+
+    Args:
+        name: "V1" to "V5".
+        frame: with a column verdict.
+        claim, measured: for each row what is judged, and by what: a number, words, or nan.
+        tolerance: a number or words: the rule.
+    """
     rows = [
-        {"table": name, "id": f"{name}.{number}"} | row
-        for number, row in enumerate(frame.to_dict("records"), 1)
+        {"table": name, "id": f"{name}.{number}"} | row | {"claim": c, "measured": m, "tolerance": tolerance}
+        for number, (row, c, m) in enumerate(zip(frame.to_dict("records"), claim, measured, strict=True), 1)
     ]
     _pending.setdefault("verdicts", []).extend(rows)
     return frame
@@ -366,13 +374,15 @@ def verdicts(name, label, message):
         raise ValueError(f"Expected a table of verdicts that has rows. Received: {name!r}")
     failing = sum(row["verdict"] == "fails" for row in rows)
     told = "All hold." if not failing else f"{failing} of {len(rows)} fail."
-    frame = pd.DataFrame(rows)[["claim", "measured", "tolerance", "verdict"]]
+    frame = pd.DataFrame(rows)
+    limits = [f"{'> ' if row['above'] else ''}{row['tolerance']:.1e}" for row in rows]
+    above = " What is to move does so by more than the one behind >." if any(frame.above) else ""
     table(
-        frame,
+        frame.assign(tolerance=limits)[["claim", "measured", "tolerance", "verdict"]],
         label,
         f"{message} {told}",
-        "A claim holds if the measured value is within the tolerance.",
-        {"measured": "{:.1e}", "tolerance": "{:.1e}"},
+        f"A claim holds if the measured value is within the tolerance.{above}",
+        {"measured": "{:.1e}"},
     )
 
 
