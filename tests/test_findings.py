@@ -312,6 +312,12 @@ def test_what_only_the_differences_together_do_is_no_single_ones_share(pending):
     assert list(findings.shares_shown(table).share) == ["−50 %", "0 %", "150 %", "0 %", "100 %"]
 
 
+def test_where_nothing_differs_there_are_no_shares():
+    table = original.shares({frozenset(k): [0.0] for k in ("", "a", "b", "ab")}, ("a", "b"), "accuracy")
+    assert findings.shares_message(table) == "There is no difference in accuracy."
+    assert set(findings.shares_shown(table).share) == {""}
+
+
 def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")

@@ -206,6 +206,9 @@ def shares_message(table):
         rows = rows.set_index("mechanism")
         whole, parts = rows.iloc[-1], rows.iloc[:-1]
         what = f"the difference in {present.symbol(quantity)} ({signed(whole.difference, 4)})"
+        if parts.share.isna().all():
+            told.append(f"there is no difference in {present.symbol(quantity)}")
+            continue
         if _either_way(whole):
             told.append(f"the seeds do not agree on the sign of {what}")
             continue
@@ -240,7 +243,7 @@ def _alone(rows):
 
 
 def _share(share):
-    return f"{round(100 * share) + 0} %".replace("-", "−")
+    return "" if np.isnan(share) else f"{round(100 * share) + 0} %".replace("-", "−")
 
 
 def attribution_sentence(method, table, dataset):
