@@ -178,7 +178,7 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     dy_x_hat = dy * x_hat if plan.mask is None else tf.math.multiply_no_nan(x_hat, dy)
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
-    if all(gamma.shape[axis] == 1 for axis in plan.axes):
+    if all(parameter.shape[axis] == 1 for parameter in (gamma, *parameters) for axis in plan.axes):
         sum_dy, sum_dy_x_hat = _sum(plan, dy, plan.axes), _sum(plan, dy_x_hat, plan.axes, computed=True)
         along_one, along_x_hat = average(gamma * sum_dy), average(gamma * sum_dy_x_hat)
     else:
@@ -419,7 +419,9 @@ def _weight_normalize_gradients(plan, dw, v, g):
 
 
 def _inverse_length(plan, v):
-    return tf.math.reciprocal_no_nan(tf.sqrt(_sum(plan, tf.square(v), plan.axes, computed=True)))
+    """1 / |v|, and 0 where v is: there the root has no derivative, and none is taken."""
+    squared = _sum(plan, tf.square(v), plan.axes, computed=True)
+    return tf.where(squared > 0, tf.math.reciprocal_no_nan(tf.sqrt(tf.where(squared > 0, squared, 1.0))), 0.0)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -518,7 +520,9 @@ class _Normalization(keras.layers.Layer):
                 options = {kind: getattr(self, f"{name}_{kind}") for kind in kinds}
                 setattr(self, name, self._add_parameter(name, tuple(sizes.values()), options))
         self.input_spec = keras.layers.InputSpec(
-            ndim=len(input_shape) if self._keeps_rank else None, axes=sizes
+            ndim=len(input_shape) if self._keeps_rank else None,
+            min_ndim=max(2, *(axis + 1 if axis >= 0 else -axis for axis in sizes)),
+            axes=sizes,
         )
         self.built = True
 
@@ -725,12 +729,15 @@ class BatchNormalization(_Normalization):
         return tf.cast(_run(plan, _standardize_by, x, *wide), self.compute_dtype)
 
     def _average(self, statistics):
-        for name, batch in zip(self._statistics, statistics, strict=True):
-            moving = getattr(self, name)
-            old = _widen(tf.convert_to_tensor(moving))
+        """Move each channel's statistics, but for those of which one would not be finite."""
+        moving, new = [getattr(self, name) for name in self._statistics], []
+        for variable, batch in zip(moving, statistics, strict=True):
+            old = _widen(tf.convert_to_tensor(variable))
             batch = tf.cast(tf.reshape(batch, old.shape), old.dtype)
-            new = tf.cast(old * self.momentum + batch * (1.0 - self.momentum), moving.dtype)
-            moving.assign(tf.where(tf.math.is_finite(new), new, moving))
+            new.append(tf.cast(old * self.momentum + batch * (1.0 - self.momentum), variable.dtype))
+        finite = functools.reduce(tf.logical_and, map(tf.math.is_finite, new))
+        for variable, value in zip(moving, new, strict=True):
+            variable.assign(tf.where(finite, value, variable))
 
 
 def _check_mask(mask, inputs):
@@ -966,7 +973,9 @@ class WeightNormalization(keras.layers.Wrapper):
         layer, (_, _, g) = self.layer, self._kernels[-1]
         bias = getattr(layer, "bias", None)
         if bias is None or len(bias.shape) != 1 or bias.shape[0] != math.prod(g.shape):
-            raise ValueError(f"Expected a wrapped layer with a bias for each output. Received: {layer!r}")
+            raise ValueError(
+                f"Expected a wrapped layer with a bias along one axis, for each output. Received: {layer!r}"
+            )
         self._waits_for_data, activation = False, layer.activation
         layer.activation = keras.activations.linear
         try:
@@ -1099,32 +1108,33 @@ def recalibrate(model, data):
     Reference: Wu and Johnson 2021 (arXiv:2105.07576), section 3.1.
     """
     layers = _layers_of(BatchNormalization, model)
-    pooled = {layer.name: (0.0, 0.0, 0.0) for layer in layers}
+    pooled = {layer: (0.0, 0.0, 0.0) for layer in layers}
 
-    def collect(name, count, mean, variance=0.0):
-        so_far, old_mean, old_variance = pooled[name]
+    def collect(layer, count, mean, variance=0.0):
+        so_far, old_mean, old_variance = pooled[layer]
         count, mean, variance = (np.asarray(value, "float64") for value in (count, mean, variance))
         if not np.isfinite(mean + variance).all():
-            raise ValueError(f"Expected data with finite statistics. Received: mean {mean} in {name}")
+            raise ValueError(f"Expected data with finite statistics. Received: mean {mean} in {layer.name}")
         share, apart = count / (so_far + count), mean - old_mean
-        pooled[name] = (
+        pooled[layer] = (
             so_far + count,
             old_mean + share * apart,
             old_variance + share * (variance - old_variance) + share * (1 - share) * apart**2,
         )
 
     for layer in layers:
-        layer._collect = functools.partial(collect, layer.name)
+        layer._collect = functools.partial(collect, layer)
     try:
         for batch in data:
             model(keras.utils.unpack_x_y_sample_weight(batch)[0], training=False)
     finally:
         for layer in layers:
             layer._collect = None
-    for layer in layers:
-        count, *statistics = pooled[layer.name]
-        if not count:
-            raise ValueError(f"Expected at least one batch of data that reaches {layer.name}. Received: none")
+    if missed := [layer.name for layer, (count, *_) in pooled.items() if not count]:
+        raise ValueError(
+            f"Expected at least one batch of data that reaches {', '.join(missed)}. Received: none"
+        )
+    for layer, (_, *statistics) in pooled.items():
         for name, value in zip(layer._statistics, statistics, strict=False):
             getattr(layer, name).assign(np.reshape(value, getattr(layer, name).shape))
     return model

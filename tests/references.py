@@ -68,11 +68,18 @@ def layer_cases():
             cases.append((f"group{shape}{groups}", normlib.GroupNormalization, {"groups": groups}, shape))
         if rank > 2:
             cases.append((f"instance{shape}", normlib.InstanceNormalization, {}, shape))
+        # Without gamma or beta, or both.
+        for absent in ({"scale": False}, {"center": False}, {"scale": False, "center": False}):
+            name = f"{shape}{sorted(absent)}"
+            cases.append((f"batch{name}", normlib.BatchNormalization, absent, shape))
+            cases.append((f"layer{name}", normlib.LayerNormalization, absent, shape))
+            cases.append((f"group{name}", normlib.GroupNormalization, {"groups": 1} | absent, shape))
     # One case of each layer that is large enough for the compiled path.
     for make, arguments in [
         (normlib.BatchNormalization, {}),
         (normlib.LayerNormalization, {}),
         (normlib.LayerNormalization, {"axis": [1, 2, 3]}),
+        (normlib.LayerNormalization, {"scale": False}),
         (normlib.GroupNormalization, {"groups": 2}),
         (normlib.InstanceNormalization, {}),
         (normlib.RMSNormalization, {}),

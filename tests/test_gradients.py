@@ -148,3 +148,20 @@ def test_detached_statistics_would_be_seen(rng):
         tape.watch(bias)
         loss = tf.reduce_sum(tf.sin(layer(x + bias, training=True)))
     assert np.max(np.abs(tape.gradient(loss, bias))) < 1e-13
+
+
+def test_a_weight_vector_of_length_zero_has_no_second_derivative_and_spoils_no_other(rng):
+    v, g, direction = (random(rng, shape) for shape in ((4, 3), (1, 3), (4, 3)))
+
+    def product(v):
+        with tf.GradientTape() as outer:
+            outer.watch(v)
+            with tf.GradientTape() as inner:
+                inner.watch(v)
+                loss = tf.reduce_sum(normlib.weight_normalize(v, g, (0,)) ** 3)
+            along = tf.reduce_sum(inner.gradient(loss, v) * direction)
+        return np.array(outer.gradient(along, v))
+
+    zero = product(v * [1.0, 0.0, 1.0])
+    assert not zero[:, 1].any()
+    assert_close(zero[:, [0, 2]], product(v)[:, [0, 2]], 1e-12)

@@ -587,3 +587,20 @@ def test_weight_normalization_keeps_losses_state_dtype_and_mask(rng):
 def test_what_is_not_built_cannot_be_removed():
     with pytest.raises(ValueError, match=r"that is built. Received"):
         normlib.WeightNormalization(keras.layers.Dense(4)).remove()
+
+
+@pytest.mark.parametrize("make", [normlib.LayerNormalization, normlib.RMSNormalization])
+def test_a_later_input_of_too_few_axes_is_refused(make):
+    layer = make(axis=[1, 2, 3])
+    layer.build((2, 4, 4, 3))
+    with pytest.raises(ValueError, match="min_ndim=4, found ndim=3"):
+        layer(tf.ones((2, 4, 4)))
+
+
+def test_a_channel_whose_variance_overflows_moves_neither_statistic():
+    layer = normlib.BatchNormalization(momentum=0.5)
+    x = np.ones((4, 2), "float32")
+    x[:, 0] = [1e25, -1e25, 2e25, 3e25]
+    layer(x, training=True)
+    np.testing.assert_array_equal(layer.moving_mean, [0.0, 0.5])
+    np.testing.assert_array_equal(layer.moving_variance, [1.0, 0.5])

@@ -254,3 +254,34 @@ def test_mean_only_batch_normalization(rng):
 def test_what_cannot_be_done_is_refused(call, error, message):
     with pytest.raises(error, match=rf"{message}.*Received"):
         call()
+
+
+def test_two_layers_of_one_name_are_recalibrated_each_by_itself(rng):
+    blocks = [keras.Sequential([normlib.BatchNormalization(name="norm")], name=name) for name in "ab"]
+    model = keras.Sequential([keras.Input((3,)), *blocks])
+    x = random(rng, (64, 3), "float32", mean=5.0, std=3.0)
+    normlib.recalibrate(model, [x])
+    assert_close(blocks[0].layers[-1].moving_mean, np.mean(x, 0), 1e-5)
+    assert np.all(np.abs(blocks[1].layers[-1].moving_mean) < np.abs(np.mean(x, 0)))
+
+
+def test_where_a_layer_is_not_reached_nothing_is_recalibrated(rng):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.reached, self.missed = (
+                normlib.BatchNormalization(),
+                normlib.BatchNormalization(name="missed"),
+            )
+            self.missed.build((None, 3))
+
+        def call(self, x):
+            return self.reached(x)
+
+    model, x = Model(), random(rng, (8, 3), "float32")
+    model(x)
+    before = model.reached.get_weights()
+    with pytest.raises(ValueError, match="reaches missed"):
+        normlib.recalibrate(model, [x])
+    for a, b in zip(before, model.reached.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
