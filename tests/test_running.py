@@ -393,6 +393,16 @@ def test_nothing_but_progress_is_told():
 # --- a cluster -----------------------------------------------------------------------------------------------------
 
 
+def test_a_worker_out_of_the_callers_reach_trains_what_is_damaged_in_its_own_cache(cache, tmp_path, capfd):
+    path = tmp_path / "of the caller" / f"{running._key(SHORT)}.run"
+    running._train_and_keep(SHORT, path, waits=False)
+    damage(cache / path.name, "flipped")
+    where, content = running._train_and_keep(SHORT, path, waits=False)
+    assert "was damaged and is trained again" in capfd.readouterr().err
+    assert where == path and not path.parent.exists()
+    assert running._checksum(path, content[32:]) == content[:32]
+
+
 @pytest.mark.slow
 def test_a_cluster_gives_the_same_bits_though_a_worker_dies(cache, tmp_path, monkeypatch):
     port_file = tmp_path / "scheduler.json"

@@ -189,7 +189,7 @@ def _train_and_keep(run, path, waits):
 
     try:
         with FileLock(here.with_suffix(".lock"), timeout=-1 if waits else 0):
-            if not here.exists():
+            if _restore(here, run) is None:
                 try:
                     tell(0)
                     _keep(here, training.train(run, tell))
