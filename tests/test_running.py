@@ -16,6 +16,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+from distributed import Client, LocalCluster
 from filelock import FileLock
 
 import normlib
@@ -401,6 +402,17 @@ def test_a_worker_out_of_the_callers_reach_trains_what_is_damaged_in_its_own_cac
     assert "was damaged and is trained again" in capfd.readouterr().err
     assert where == path and not path.parent.exists()
     assert running._checksum(path, content[32:]) == content[:32]
+
+
+def test_two_builds_with_caches_of_their_own_share_a_clusters_run(tmp_path):
+    first, second = (tmp_path / name / f"{running._key(SHORT)}.run" for name in ("first", "second"))
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        asked = client.submit(running._train_and_keep, SHORT, first, False, key=first.stem)
+        results = running._results_of_cluster(cluster.scheduler_address, [SHORT], {SHORT: second}, False)
+        assert list(results) == [(second, asked.result()[1])]
 
 
 @pytest.mark.slow

@@ -152,7 +152,9 @@ def _results_of_cluster(address, runs, paths, waits):
             for future in done:
                 run = pending.pop(future)
                 try:
-                    yield future.result()
+                    # Of two builds that ask for one run the scheduler keeps the first's call, with the first's path.
+                    _, content = future.result()
+                    yield paths[run], content
                 except KilledWorker as error:
                     raise RuntimeError(f"Workers of the cluster died at: {run}") from error
 
