@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 
+import joblib
 import numpy as np
 import psutil
 import pytest
@@ -257,6 +258,19 @@ def test_every_thread_pool_has_one_thread(cache):
     assert printed.split() == ["1", "1", "1", "1"]
 
 
+def answer(run, path, waits):
+    return path, run
+
+
+def test_a_backend_without_generators_gives_its_results_too(tmp_path, monkeypatch):
+    """joblib's multiprocessing, which Ray's backend is derived from."""
+    monkeypatch.setattr(running, "_train_and_keep", answer)
+    paths = {run: tmp_path / f"{run.seed}.run" for run in RUNS}
+    with joblib.parallel_config("multiprocessing"):
+        results = dict(running._results(RUNS, paths, False, jobs=2))
+    assert results == {path: run for run, path in paths.items()}
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_is_named():
     bad = dataclasses.replace(SHORT, norm="normlib:GroupNormalization", options=(("groups", 7),))
@@ -350,16 +364,20 @@ def test_a_run_is_kept_under_the_code_that_this_process_runs(monkeypatch):
     assert running._key(SHORT) == key
 
 
-@pytest.mark.parametrize("what", ["code", "oneDNN"])
-def test_a_worker_with_other_code_or_settings_refuses(what, cache, monkeypatch):
+@pytest.mark.parametrize("what", ["code", "oneDNN", "processor"])
+def test_a_worker_whose_results_would_be_others_refuses(what, cache, monkeypatch):
     path = cache / f"{running._key(SHORT)}.run"
     if what == "code":
         monkeypatch.setattr(running, "_source", lambda module: "other = True")
-    else:
+    elif what == "oneDNN":
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-        running._machine.cache_clear()
+    else:
+        monkeypatch.setattr(pathlib.Path, "read_text", lambda path: "flags: another's")
+    running._machine.cache_clear()
     try:
-        with pytest.raises(RuntimeError, match=r"caller's code, versions and settings. Received: key"):
+        with pytest.raises(
+            RuntimeError, match=r"code, versions, settings and kind of processor. Received: key"
+        ):
             running._train_and_keep(SHORT, path, waits=False)
     finally:
         running._machine.cache_clear()

@@ -62,7 +62,7 @@ def run_all(runs, jobs=0, description="runs"):
 
     Raises:
         RuntimeError: a run failed, or worker processes died at it twice: the message names it; or a cluster has no
-            workers, or workers with other code.
+            workers, or workers with other code, versions, settings or processors.
     """
     runs = list(dict.fromkeys(runs))
     cache = _cache_folder()
@@ -114,7 +114,10 @@ def _results(runs, paths, waits, jobs):
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
         work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in runs)
         workers = _workers(jobs, len(runs))
-        yield from joblib.Parallel(workers, return_as="generator_unordered", batch_size=1)(work)
+        # A cluster's backend for joblib, such as Ray's, may have no generators; what is finished is kept all the same.
+        backend, _ = joblib.parallel.get_active_backend()
+        form = "generator_unordered" if backend.supports_return_generator else "list"
+        yield from joblib.Parallel(workers, return_as=form, batch_size=1)(work)
 
 
 def _workers(jobs, most):
@@ -127,7 +130,7 @@ def _workers(jobs, most):
 
 
 def _results_of_cluster(address, runs, paths, waits):
-    """From the workers of a Dask cluster, which may come and go. One that works with other code or settings refuses."""
+    """From the workers of a Dask cluster, which may come and go. One whose results would be others refuses."""
     from distributed import Client, KilledWorker, wait
 
     try:
@@ -177,8 +180,8 @@ def _train_and_keep(run, path, waits):
     not wait."""
     if (key := _key(run)) != path.stem:
         raise RuntimeError(
-            f"Expected a worker with the caller's code, versions and settings. Received: key {key[:8]} for "
-            f"{path.stem[:8]}, on {platform.node()}"
+            f"Expected a worker with the caller's code, versions, settings and kind of processor. Received: key "
+            f"{key[:8]} for {path.stem[:8]}, on {platform.node()}"
         )
     here = path if path.parent.is_dir() else _cache_folder() / path.name
     step_file = here.with_suffix(".step")
