@@ -97,6 +97,18 @@ def test_the_key_follows_the_code_that_decides_and_no_other(monkeypatch):
     )
 
 
+def test_the_key_follows_the_modules_that_a_layer_derives_from(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    base, own = tmp_path / "base_of_a_layer.py", tmp_path / "layer_with_a_base.py"
+    base.write_text("import keras\nclass Base(keras.layers.Layer):\n    pass")
+    own.write_text("import base_of_a_layer\nclass Own(base_of_a_layer.Base):\n    pass")
+    run = dataclasses.replace(SHORT, norm=f"{own.stem}:Own")
+    asked, source = [], running._source
+    monkeypatch.setattr(running, "_source", lambda module: asked.append(module) or source(module))
+    running._key(run)
+    assert asked == [*running.DECISIVE, own.stem, base.stem]
+
+
 # --- what dies -----------------------------------------------------------------------------------------------------
 
 

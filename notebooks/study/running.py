@@ -46,6 +46,8 @@ DECISIVE = (
     "study.network",
     "study.training",
 )  # modules that decide a result
+# Whose classes a layer may derive from without a change of its key: normlib counts anyway.
+LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "tf_keras", "tensorflow_probability", "normlib"}
 
 
 def run_all(runs, jobs=0, description="runs"):
@@ -277,7 +279,9 @@ def _key(run):
     """SHA-256 of all that decides a run's result: its description, the code, the data, the versions, the machine."""
     modules = list(DECISIVE)
     if run.norm and not run.norm.startswith(("normlib:", "keras.", "tensorflow_probability.")):
-        modules.append(network.resolve(run.norm).__module__)
+        layer, *bases = network.resolve(run.norm).__mro__
+        others = [base.__module__ for base in bases if base.__module__.partition(".")[0] not in LIBRARIES]
+        modules += dict.fromkeys([layer.__module__, *others])
     decisive = [
         dataclasses.asdict(run),
         [_code(_source(module)) for module in modules],
