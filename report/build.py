@@ -95,6 +95,7 @@ PACKAGES = [
     "matplotlib",
 ]
 PACKAGES += ["seaborn", "joblib", "papermill", "pypandoc_binary", "typst"]
+KEPT = "Finished runs are kept: the next build goes on from there."
 
 
 class BuildError(Exception):
@@ -114,7 +115,9 @@ def main(arguments=None):
         print(f"\nNot built: {error}", file=sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        leave(130, "Interrupted. Finished runs are kept: the next build goes on from there.")
+        leave(130, f"Interrupted. {KEPT}")
+    except SystemExit as stopped:  # by a signal
+        leave(stopped.code, f"Stopped by a signal. {KEPT}")
     except OSError as error:  # a full disk, a folder that may not be written
         leave(1, f"Not built: {error}")
     if options.open:
@@ -123,7 +126,8 @@ def main(arguments=None):
 
 def leave(code, message):
     """Say one thing and exit: what asyncio tells of the tasks that it had to drop is no news."""
-    print(f"\n{message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal was closed
+        print(f"\n{message}", file=sys.stderr, flush=True)
     sys.stderr = io.StringIO()
     sys.exit(code)
 
@@ -185,13 +189,7 @@ def build(options):
     parameters = read_parameters(options, notebooks)
     dataset = find_data(options, parameters)
     options.output.mkdir(parents=True, exist_ok=True)
-    remove_left_behind(options.output)
-    # Inside the output folder: what is built there can be renamed into its place, whatever disk it is on.
-    with (
-        tempfile.TemporaryDirectory(dir=options.output, prefix=".building-") as folder,
-        FileLock(f"{folder}/lock"),
-    ):
-        folder = pathlib.Path(folder)
+    with workplace(options.output) as folder:
         executed, seconds, tell = [], {}, stages([*(n.stem for n in notebooks), "writing"], options)
         for notebook in notebooks:
             tell(notebook.stem)
@@ -235,13 +233,23 @@ def stages(names, options):
     return tell
 
 
-def remove_left_behind(output):
-    """Remove the folders of builds that were killed: nobody holds their lock. A whole report is put in its place."""
-    with FileLock(output / ".lock"):
-        put_in_place(output)
-    for folder in output.glob(".building-*"):
-        with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
+@contextlib.contextmanager
+def workplace(output):
+    """A folder to build in, inside the output folder: what is built can be renamed into its place, on whatever disk.
+
+    First the folders of builds that were killed go, whose locks nobody holds, and a whole report is put in its place.
+    One build at a time does so: it never finds another's new folder before that is locked.
+    """
+    with contextlib.ExitStack() as held:
+        with FileLock(output / ".lock"):
+            put_in_place(output)
+            for left in output.glob(".building-*"):
+                with contextlib.suppress(Timeout), FileLock(left / "lock", timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = tempfile.TemporaryDirectory(dir=output, prefix=".building-", ignore_cleanup_errors=True)
+            held.enter_context(folder)
+            held.enter_context(FileLock(f"{folder.name}/lock"))
+        yield pathlib.Path(folder.name)
 
 
 def check_fonts():

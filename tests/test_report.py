@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -379,7 +380,8 @@ def test_a_report_is_put_in_place_whole_though_the_build_before_was_killed_amid(
     os.replace(whole, out / ".whole")
     for part in build.PARTS[1:3]:
         os.replace(out / ".whole" / part, out / part)
-    build.remove_left_behind(out)
+    with build.workplace(out):
+        pass
     assert {(out / part).read_text() for part in build.PARTS[1:]} == {"second"}
     assert [path.name for path in (out / "notebooks").iterdir()] == ["second"]
     with ThreadPoolExecutor(4) as pool:  # and many at once
@@ -387,6 +389,26 @@ def test_a_report_is_put_in_place_whole_though_the_build_before_was_killed_amid(
     [last] = {(out / part).read_text() for part in build.PARTS[1:]}
     assert [path.name for path in (out / "notebooks").iterdir()] == [last]
     assert not (out / ".whole").exists()
+
+
+def test_no_build_removes_the_folder_of_one_that_just_begins(tmp_path, monkeypatch):
+    def another():
+        with build.workplace(tmp_path):
+            pass
+
+    class Locking(build.FileLock):
+        def acquire(self, *arguments, **options):
+            if ".building-" in self.lock_file and threading.current_thread() is threading.main_thread():
+                thread.start()
+                thread.join(0.5)
+            return super().acquire(*arguments, **options)
+
+    thread = threading.Thread(target=another)
+    monkeypatch.setattr(build, "FileLock", Locking)
+    with build.workplace(tmp_path) as folder:
+        thread.join()
+        assert list(tmp_path.glob(".building-*")) == [folder]
+        assert (folder / "lock").exists()
 
 
 @pytest.mark.parametrize("where", ["full", "read-only"])
@@ -431,6 +453,7 @@ def test_a_build_that_is_stopped_says_so_shortly_and_leaves_nothing(kind, code, 
     told = process.communicate(timeout=60)[1]
     assert process.returncode == code, told
     assert "Traceback" not in told
+    assert "Finished runs are kept: the next build goes on from there." in told
     assert len(told.splitlines()) < 6, told
     assert not list((tmp_path / "out").glob(".building-*"))
 
