@@ -316,12 +316,23 @@ class QuietKernel(AsyncKernelManager):
         await super()._async_launch_kernel(kernel_cmd, **options | {"stderr": subprocess.DEVNULL})
 
 
+# The last cell: what a thread has to say reaches the notebook only while a cell runs.
+LAST = """
+import threading, time
+until = time.monotonic() + 10
+for thread in threading.enumerate():
+    if not thread.daemon and thread is not threading.current_thread():
+        thread.join(max(0, until - time.monotonic()))
+"""
+
+
 def execute(notebook, parameters, target):
     """Run one notebook, but for what is there to explore by hand, and make sure that it ran whole."""
     target.parent.mkdir(exist_ok=True)
-    source = nbformat.read(notebook, as_version=4)
-    numbered = [(n, cell) for n, cell in enumerate(source.cells, start=1) if not has_tag(cell, {"explore"})]
-    source.cells = [cell for _, cell in numbered]
+    source = nbformat.v4.upgrade(nbformat.read(notebook, as_version=4))
+    named = [(f"cell {n}", cell) for n, cell in enumerate(source.cells, 1) if not has_tag(cell, {"explore"})]
+    named.append(("after its last cell", nbformat.v4.new_code_cell(LAST)))
+    source.cells = [cell for _, cell in named]
     nbformat.write(source, target)
     failure = None
     try:
@@ -341,21 +352,22 @@ def execute(notebook, parameters, target):
     executed = nbformat.read(target, as_version=4)
     # papermill calls a notebook a success in which a cell left by sys.exit, and never runs the cells after it.
     own_cells = [cell for cell in executed.cells if not has_tag(cell, INSERTED_TAGS)]
-    for (number, _), cell in zip(numbered, own_cells, strict=True):
+    for (name, _), cell in zip(named, own_cells, strict=True):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         errors = [o for o in cell.outputs if o.output_type == "error"]
         if any("Exception in thread" in o.text for o in cell.outputs if o.get("name") == "stderr"):
-            raise BuildError(f"{notebook.name}, cell {number}: an exception in a thread")
+            raise BuildError(f"{notebook.name}, {name}: an exception in a thread")
         told = (
             f"{errors[0].ename}: {errors[0].evalue}"
             if errors
             else failure or "this cell was not run, or left early"
         )
         if errors or cell.execution_count is None or cell.metadata.get("papermill", {}).get("exception"):
-            raise BuildError(f"{notebook.name}, cell {number}: {told}")
+            raise BuildError(f"{notebook.name}, {name}: {told}")
     if failure:
         raise BuildError(f"{notebook.name}: {failure}")
+    executed.cells.pop()
     for cell in own_cells:  # warnings and progress were shown, and name this machine's folders
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]

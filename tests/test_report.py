@@ -486,8 +486,9 @@ def test_a_cell_that_leaves_early_is_a_failure(capsys, tmp_path):
 
 
 def test_an_exception_in_a_thread_is_a_failure(capsys, tmp_path):
-    start = "import threading\nthread = threading.Thread(target=lambda: 1 / 0)\nthread.start()\nthread.join()"
-    assert "cell 3: an exception in a thread" in fails(capsys, 1, tmp_path, WORDS, start)
+    start = "import threading, time\nthread = threading.Thread(target=lambda: time.sleep(1) or 1 / 0)\nthread.start()"
+    assert "cell 3: an exception in a thread" in fails(capsys, 1, tmp_path, WORDS, f"{start}\nthread.join()")
+    assert "after its last cell: an exception in a thread" in fails(capsys, 1, tmp_path, WORDS, start)
 
 
 def test_a_kernel_that_dies_is_a_failure(capsys, tmp_path):
