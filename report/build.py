@@ -316,12 +316,12 @@ class QuietKernel(AsyncKernelManager):
         await super()._async_launch_kernel(kernel_cmd, **options | {"stderr": subprocess.DEVNULL})
 
 
-# The last cell: what a thread has to say reaches the notebook only while a cell runs.
+# The last cell: what a thread has to say reaches the notebook only while a cell runs. joblib's thread waits for work.
 LAST = """
 import threading, time
 until = time.monotonic() + 10
 for thread in threading.enumerate():
-    if not thread.daemon and thread is not threading.current_thread():
+    if not thread.daemon and thread.name not in ("MainThread", "ExecutorManagerThread"):
         thread.join(max(0, until - time.monotonic()))
 """
 
