@@ -106,12 +106,14 @@ Written by `python benchmarks/scaling.py --write`, from measurements on one mach
 
 A study is a list of runs that know nothing of each other. `make report` trains them on this machine's cores;
 `python report/build.py --cluster tcp://scheduler:8786` sends the same runs to the workers of a Dask cluster, which must
-have this project installed, with the same versions, code and settings: a worker that differs refuses. The results are
-the same bits on the same kind of machine. A scheduler that is named there can run code on the machine that names it:
-name only your own.
+have this project installed, with the same versions, code and settings, on the same kind of processor: a worker that
+differs refuses, and so the results are the same bits. A scheduler that is named there can run code on the machine that
+names it: name only your own.
 
-On a Ray cluster, `study.running.run_all` works through joblib, on machines that share the folder of kept runs (not
-tested here): `ray.util.joblib.register_ray()`, then `with joblib.parallel_config("ray"): run_all(runs)`.
+A Ray cluster is reached through joblib: `ray.util.joblib.register_ray()`, then `with joblib.parallel_config("ray"):
+study.running.run_all(runs)`. Ray itself was not tried; what is tested is joblib's `multiprocessing`, from which Ray's
+backend is derived. The machines should share the folder of kept runs: results come back all at the end, and what was
+kept before is not lost. No more runs are trained at a time than fit into the memory of the machine that asks.
 
 ## What was measured
 

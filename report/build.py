@@ -95,6 +95,7 @@ PACKAGES = [
     "matplotlib",
 ]
 PACKAGES += ["seaborn", "joblib", "papermill", "pypandoc_binary", "typst"]
+KEPT = "Finished runs are kept: the next build goes on from there."
 
 
 class BuildError(Exception):
@@ -114,7 +115,9 @@ def main(arguments=None):
         print(f"\nNot built: {error}", file=sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        leave(130, "Interrupted. Finished runs are kept: the next build goes on from there.")
+        leave(130, f"Interrupted. {KEPT}")
+    except SystemExit as stopped:  # by a signal
+        leave(stopped.code, f"Stopped by a signal. {KEPT}")
     except OSError as error:  # a full disk, a folder that may not be written
         leave(1, f"Not built: {error}")
     if options.open:
@@ -123,7 +126,8 @@ def main(arguments=None):
 
 def leave(code, message):
     """Say one thing and exit: what asyncio tells of the tasks that it had to drop is no news."""
-    print(f"\n{message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal was closed
+        print(f"\n{message}", file=sys.stderr, flush=True)
     sys.stderr = io.StringIO()
     sys.exit(code)
 
@@ -185,13 +189,7 @@ def build(options):
     parameters = read_parameters(options, notebooks)
     dataset = find_data(options, parameters)
     options.output.mkdir(parents=True, exist_ok=True)
-    remove_left_behind(options.output)
-    # Inside the output folder: what is built there can be renamed into its place, whatever disk it is on.
-    with (
-        tempfile.TemporaryDirectory(dir=options.output, prefix=".building-") as folder,
-        FileLock(f"{folder}/lock"),
-    ):
-        folder = pathlib.Path(folder)
+    with workplace(options.output) as folder:
         executed, seconds, tell = [], {}, stages([*(n.stem for n in notebooks), "writing"], options)
         for notebook in notebooks:
             tell(notebook.stem)
@@ -235,13 +233,23 @@ def stages(names, options):
     return tell
 
 
-def remove_left_behind(output):
-    """Remove the folders of builds that were killed: nobody holds their lock. A whole report is put in its place."""
-    with FileLock(output / ".lock"):
-        put_in_place(output)
-    for folder in output.glob(".building-*"):
-        with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
+@contextlib.contextmanager
+def workplace(output):
+    """A folder to build in, inside the output folder: what is built can be renamed into its place, on whatever disk.
+
+    First the folders of builds that were killed go, whose locks nobody holds, and a whole report is put in its place.
+    One build at a time does so: it never finds another's new folder before that is locked.
+    """
+    with contextlib.ExitStack() as held:
+        with FileLock(output / ".lock"):
+            put_in_place(output)
+            for left in output.glob(".building-*"):
+                with contextlib.suppress(Timeout), FileLock(left / "lock", timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = tempfile.TemporaryDirectory(dir=output, prefix=".building-", ignore_cleanup_errors=True)
+            held.enter_context(folder)
+            held.enter_context(FileLock(f"{folder.name}/lock"))
+        yield pathlib.Path(folder.name)
 
 
 def check_fonts():
@@ -308,12 +316,23 @@ class QuietKernel(AsyncKernelManager):
         await super()._async_launch_kernel(kernel_cmd, **options | {"stderr": subprocess.DEVNULL})
 
 
+# The last cell: what a thread has to say reaches the notebook only while a cell runs. joblib's thread waits for work.
+LAST = """
+import threading, time
+until = time.monotonic() + 10
+for thread in threading.enumerate():
+    if not thread.daemon and thread.name not in ("MainThread", "ExecutorManagerThread"):
+        thread.join(max(0, until - time.monotonic()))
+"""
+
+
 def execute(notebook, parameters, target):
     """Run one notebook, but for what is there to explore by hand, and make sure that it ran whole."""
     target.parent.mkdir(exist_ok=True)
-    source = nbformat.read(notebook, as_version=4)
-    numbered = [(n, cell) for n, cell in enumerate(source.cells, start=1) if not has_tag(cell, {"explore"})]
-    source.cells = [cell for _, cell in numbered]
+    source = nbformat.v4.upgrade(nbformat.read(notebook, as_version=4))
+    named = [(f"cell {n}", cell) for n, cell in enumerate(source.cells, 1) if not has_tag(cell, {"explore"})]
+    named.append(("after its last cell", nbformat.v4.new_code_cell(LAST)))
+    source.cells = [cell for _, cell in named]
     nbformat.write(source, target)
     failure = None
     try:
@@ -333,21 +352,22 @@ def execute(notebook, parameters, target):
     executed = nbformat.read(target, as_version=4)
     # papermill calls a notebook a success in which a cell left by sys.exit, and never runs the cells after it.
     own_cells = [cell for cell in executed.cells if not has_tag(cell, INSERTED_TAGS)]
-    for (number, _), cell in zip(numbered, own_cells, strict=True):
+    for (name, _), cell in zip(named, own_cells, strict=True):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         errors = [o for o in cell.outputs if o.output_type == "error"]
         if any("Exception in thread" in o.text for o in cell.outputs if o.get("name") == "stderr"):
-            raise BuildError(f"{notebook.name}, cell {number}: an exception in a thread")
+            raise BuildError(f"{notebook.name}, {name}: an exception in a thread")
         told = (
             f"{errors[0].ename}: {errors[0].evalue}"
             if errors
             else failure or "this cell was not run, or left early"
         )
         if errors or cell.execution_count is None or cell.metadata.get("papermill", {}).get("exception"):
-            raise BuildError(f"{notebook.name}, cell {number}: {told}")
+            raise BuildError(f"{notebook.name}, {name}: {told}")
     if failure:
         raise BuildError(f"{notebook.name}: {failure}")
+    executed.cells.pop()
     for cell in own_cells:  # warnings and progress were shown, and name this machine's folders
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]

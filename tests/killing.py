@@ -1,4 +1,4 @@
-"""Kill a build again and again at random moments: does it end as one that was left alone, to the last bit?
+"""Stop a build again and again at random moments: does it end as one that was left alone, to the last bit?
 
 python tests/killing.py [--times 10] [--only 03] [--seed 0]
 """
@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,16 +35,22 @@ def kill(process):
         for each in all_of_it:
             with contextlib.suppress(psutil.Error):
                 each.kill()
-    process.communicate()
 
 
-def killed_amid(folder, only, seconds):
-    """Begin a build and kill it after so many seconds: whether it was still at work."""
+def stopped_amid(folder, only, seconds, stop):
+    """Begin a build and stop it after so many seconds: whether it was still at work."""
     process = begin(folder, only)
     time.sleep(seconds)
-    amid = process.poll() is None
-    kill(process)
-    return amid
+    stop(process)
+    return end(process, 0, -signal.SIGKILL, -signal.SIGTERM, 143) != 0
+
+
+def end(process, *codes):
+    """The exit code of a build that should be one of these."""
+    told = process.communicate()[1]
+    if process.returncode not in codes:
+        raise SystemExit(f"Expected exit code {codes}. Received: {process.returncode}\n{told}")
+    return process.returncode
 
 
 def results(folder, only):
@@ -60,13 +67,6 @@ def results(folder, only):
     return timeless(found)
 
 
-def finish(folder, only):
-    process = begin(folder, only)
-    told = process.communicate()[1]
-    if process.returncode:
-        raise SystemExit(f"Expected a build that ends well. Received: exit code {process.returncode}\n{told}")
-
-
 def main():
     """0 if the two are the same, 1 if they are not."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -78,19 +78,22 @@ def main():
     with tempfile.TemporaryDirectory() as top:
         alone, killed = pathlib.Path(top, "alone"), pathlib.Path(top, "killed")
         started = time.monotonic()
-        finish(alone, options.only)
+        end(begin(alone, options.only), 0)
         length = time.monotonic() - started
-        for _ in range(options.times):
-            while not killed_amid(killed, options.only, moments.uniform(0.1, 0.9) * length):
-                length *= 0.8  # the first build may have been slowed down by others, and this one found runs
+        stops = []
+        while len(stops) < options.times:
+            stops.append(moments.choice([kill, subprocess.Popen.terminate]))
+            if not stopped_amid(killed, options.only, moments.uniform(0.1, 0.9) * length, stops[-1]):
+                # It found runs of those before, or the first build was slowed down: all begins again, from nothing.
+                length *= 0.8
+                stops.clear()
                 shutil.rmtree(killed)
         kept = len(list((killed / "cache").glob("*.run")))
-        finish(killed, options.only)
+        end(begin(killed, options.only), 0)
         same = results(alone, options.only) == results(killed, options.only)
         left = [path.name for path in (killed / "out").rglob(".building-*")]
-    print(
-        f"Killed {options.times} times, {kept} runs kept: {'the same' if same else 'not the same'}; left behind: {left}"
-    )
+    told = f"Killed {stops.count(kill)} times and terminated {len(stops) - stops.count(kill)} times, {kept} runs kept"
+    print(f"{told}: {'the same' if same else 'not the same'}; left behind: {left}")
     return 0 if same and not left else 1
 
 

@@ -2,9 +2,10 @@
 
 import json
 
+import pandas as pd
 import pytest
 
-from study import audit, network, training
+from study import audit, data, network, training
 
 SHORT = training.Run(sample=True, steps=3, evaluate_every=3)
 
@@ -45,6 +46,27 @@ def test_an_audit_tells_the_same_from_the_other(change, code, verdict, tmp_path,
         audit.main([str(results(tmp_path, row | change)), "--jobs", "1"])
     assert left.value.code == code
     assert capsys.readouterr().out.rstrip().endswith(verdict)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_runs_whose_data_cannot_be_had_are_left_out_and_told_of(others, tmp_path, row, capsys, monkeypatch):
+    def load(name, sample):
+        if not sample:
+            raise data.DataError("no network")
+
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"runs": [row | {"dataset": "mnist", "sample": False}] + others * [row]}))
+    monkeypatch.setattr(training, "load", load)
+    asked, verdicts = [], pd.DataFrame({"verdict": []})
+    monkeypatch.setattr(audit, "audit", lambda chosen, jobs: asked.extend(chosen) or verdicts)
+    with pytest.raises(SystemExit) as left:
+        audit.main([str(path)])
+    told = capsys.readouterr().out
+    assert told.startswith(
+        f"1 of {1 + others} published runs are left out, for want of their data.\nno network"
+    )
+    assert [run.dataset for run, _ in asked] == others * ["fashion_mnist"]
+    assert left.value.code == (0 if others else 3)
 
 
 def test_an_audit_of_nothing_is_refused(tmp_path):

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -379,7 +380,8 @@ def test_a_report_is_put_in_place_whole_though_the_build_before_was_killed_amid(
     os.replace(whole, out / ".whole")
     for part in build.PARTS[1:3]:
         os.replace(out / ".whole" / part, out / part)
-    build.remove_left_behind(out)
+    with build.workplace(out):
+        pass
     assert {(out / part).read_text() for part in build.PARTS[1:]} == {"second"}
     assert [path.name for path in (out / "notebooks").iterdir()] == ["second"]
     with ThreadPoolExecutor(4) as pool:  # and many at once
@@ -387,6 +389,26 @@ def test_a_report_is_put_in_place_whole_though_the_build_before_was_killed_amid(
     [last] = {(out / part).read_text() for part in build.PARTS[1:]}
     assert [path.name for path in (out / "notebooks").iterdir()] == [last]
     assert not (out / ".whole").exists()
+
+
+def test_no_build_removes_the_folder_of_one_that_just_begins(tmp_path, monkeypatch):
+    def another():
+        with build.workplace(tmp_path):
+            pass
+
+    class Locking(build.FileLock):
+        def acquire(self, *arguments, **options):
+            if ".building-" in self.lock_file and threading.current_thread() is threading.main_thread():
+                thread.start()
+                thread.join(0.5)
+                assert pathlib.Path(self.lock_file).parent.exists()
+            return super().acquire(*arguments, **options)
+
+    thread = threading.Thread(target=another)
+    monkeypatch.setattr(build, "FileLock", Locking)
+    with build.workplace(tmp_path) as folder:
+        thread.join()
+        assert list(tmp_path.glob(".building-*")) == [folder]
 
 
 @pytest.mark.parametrize("where", ["full", "read-only"])
@@ -431,6 +453,7 @@ def test_a_build_that_is_stopped_says_so_shortly_and_leaves_nothing(kind, code, 
     told = process.communicate(timeout=60)[1]
     assert process.returncode == code, told
     assert "Traceback" not in told
+    assert "Finished runs are kept: the next build goes on from there." in told
     assert len(told.splitlines()) < 6, told
     assert not list((tmp_path / "out").glob(".building-*"))
 
@@ -463,8 +486,9 @@ def test_a_cell_that_leaves_early_is_a_failure(capsys, tmp_path):
 
 
 def test_an_exception_in_a_thread_is_a_failure(capsys, tmp_path):
-    start = "import threading\nthread = threading.Thread(target=lambda: 1 / 0)\nthread.start()\nthread.join()"
-    assert "cell 3: an exception in a thread" in fails(capsys, 1, tmp_path, WORDS, start)
+    start = "import threading, time\nthread = threading.Thread(target=lambda: time.sleep(1) or 1 / 0)\nthread.start()"
+    assert "cell 3: an exception in a thread" in fails(capsys, 1, tmp_path, WORDS, f"{start}\nthread.join()")
+    assert "after its last cell: an exception in a thread" in fails(capsys, 1, tmp_path, WORDS, start)
 
 
 def test_a_kernel_that_dies_is_a_failure(capsys, tmp_path):
@@ -716,19 +740,32 @@ def test_parameters_reach_the_notebooks(report):
     assert all(p["SEED"] == 7 for p in results["provenance"]["parameters"].values())
 
 
-def test_nothing_that_is_handed_out_names_this_machine_or_its_user(report):
-    pdf = pypdf.PdfReader(report / "report.pdf")
+def named_in(folder, names):
+    """Which of these names stand in a report, and in which file of it."""
+    pdf = pypdf.PdfReader(folder / "report.pdf")
     texts = {"report.pdf": str(pdf.metadata) + "".join(page.extract_text() for page in pdf.pages)}
-    for file in [
-        report / "report.html",
-        report / "results.json",
-        *sorted((report / "notebooks").glob("*.ipynb")),
-    ]:
+    files = [folder / "report.html", folder / "results.json"]
+    for file in [*files, *folder.glob("*.svg"), *folder.glob("notebooks/*.ipynb")]:
         # Not what looks like a name by chance, in a font or in a picture.
         texts[file.name] = re.sub(r"base64,[\w+/=]+", "", file.read_text())
-    names = [ROOT, pathlib.Path.home(), report, sys.prefix, f"{getpass.getuser()}@"]
-    for file, text in texts.items():
-        for name in map(str, names):
-            assert not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text), (file, name)
+    return [
+        (file, name)
+        for file, text in texts.items()
+        for name in names
+        if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
+    ]
+
+
+def test_nothing_that_is_published_names_a_folder_of_whoever_built_it():
+    found = named_in(ROOT / "report" / "published", ["/root", "/home", "/tmp", "/work", "TensorFlow"])
+    assert {name for _, name in found} == {"TensorFlow"}
+
+
+def test_nothing_that_is_handed_out_names_this_machine_or_its_user(report):
+    host = socket.gethostname()
+    names = [str(ROOT), str(pathlib.Path.home()), str(report), sys.prefix, f"{getpass.getuser()}@"]
+    if len(host) > 3:  # a shorter name may be a word
+        names.append(host)
+    assert named_in(report, names) == []
     provenance = json.loads((report / "results.json").read_text())["provenance"]
-    assert socket.gethostname() not in map(str, (*provenance.values(), *provenance["machine"].values()))
+    assert host not in map(str, (*provenance.values(), *provenance["machine"].values()))

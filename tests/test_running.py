@@ -13,9 +13,11 @@ import textwrap
 import threading
 import time
 
+import joblib
 import numpy as np
 import psutil
 import pytest
+from distributed import Client, LocalCluster
 from filelock import FileLock
 
 import normlib
@@ -93,6 +95,18 @@ def test_the_key_follows_the_code_that_decides_and_no_other(monkeypatch):
     assert running._code('def f():\n    """Doc."""\n    return 1') == running._code(
         "def f(): return 1  # one"
     )
+
+
+def test_the_key_follows_the_modules_that_a_layer_derives_from(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    base, own = tmp_path / "base_of_a_layer.py", tmp_path / "layer_with_a_base.py"
+    base.write_text("import keras\nclass Base(keras.layers.Layer):\n    pass")
+    own.write_text("import base_of_a_layer\nclass Own(base_of_a_layer.Base):\n    pass")
+    run = dataclasses.replace(SHORT, norm=f"{own.stem}:Own")
+    asked, source = [], running._source
+    monkeypatch.setattr(running, "_source", lambda module: asked.append(module) or source(module))
+    running._key(run)
+    assert asked == [*running.DECISIVE, own.stem, base.stem]
 
 
 # --- what dies -----------------------------------------------------------------------------------------------------
@@ -256,6 +270,19 @@ def test_every_thread_pool_has_one_thread(cache):
     assert printed.split() == ["1", "1", "1", "1"]
 
 
+def answer(run, path, waits):
+    return path, run
+
+
+def test_a_backend_without_generators_gives_its_results_too(tmp_path, monkeypatch):
+    """joblib's multiprocessing, which Ray's backend is derived from."""
+    monkeypatch.setattr(running, "_train_and_keep", answer)
+    paths = {run: tmp_path / f"{run.seed}.run" for run in RUNS}
+    with joblib.parallel_config("multiprocessing"):
+        results = dict(running._results(RUNS, paths, False, jobs=2))
+    assert results == {path: run for run, path in paths.items()}
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_is_named():
     bad = dataclasses.replace(SHORT, norm="normlib:GroupNormalization", options=(("groups", 7),))
@@ -349,16 +376,20 @@ def test_a_run_is_kept_under_the_code_that_this_process_runs(monkeypatch):
     assert running._key(SHORT) == key
 
 
-@pytest.mark.parametrize("what", ["code", "oneDNN"])
-def test_a_worker_with_other_code_or_settings_refuses(what, cache, monkeypatch):
+@pytest.mark.parametrize("what", ["code", "oneDNN", "processor"])
+def test_a_worker_whose_results_would_be_others_refuses(what, cache, monkeypatch):
     path = cache / f"{running._key(SHORT)}.run"
     if what == "code":
         monkeypatch.setattr(running, "_source", lambda module: "other = True")
-    else:
+    elif what == "oneDNN":
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-        running._machine.cache_clear()
+    else:
+        monkeypatch.setattr(pathlib.Path, "read_text", lambda path: "flags: another's")
+    running._machine.cache_clear()
     try:
-        with pytest.raises(RuntimeError, match=r"caller's code, versions and settings. Received: key"):
+        with pytest.raises(
+            RuntimeError, match=r"code, versions, settings and kind of processor. Received: key"
+        ):
             running._train_and_keep(SHORT, path, waits=False)
     finally:
         running._machine.cache_clear()
@@ -391,6 +422,27 @@ def test_nothing_but_progress_is_told():
 
 
 # --- a cluster -----------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_out_of_the_callers_reach_trains_what_is_damaged_in_its_own_cache(cache, tmp_path, capfd):
+    path = tmp_path / "of the caller" / f"{running._key(SHORT)}.run"
+    running._train_and_keep(SHORT, path, waits=False)
+    damage(cache / path.name, "flipped")
+    where, content = running._train_and_keep(SHORT, path, waits=False)
+    assert "was damaged and is trained again" in capfd.readouterr().err
+    assert where == path and not path.parent.exists()
+    assert running._checksum(path, content[32:]) == content[:32]
+
+
+def test_two_builds_with_caches_of_their_own_share_a_clusters_run(tmp_path):
+    first, second = (tmp_path / name / f"{running._key(SHORT)}.run" for name in ("first", "second"))
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        asked = client.submit(running._train_and_keep, SHORT, first, False, key=first.stem)
+        results = running._results_of_cluster(cluster.scheduler_address, [SHORT], {SHORT: second}, False)
+        assert list(results) == [(second, asked.result()[1])]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import tempfile
 
 import pandas as pd
 
-from study import running, training
+from study import data, running, training
 
 SAME, CLOSE, OTHER = "the same bits", "not the same bits, but the same accuracy within a point", "differs"
 
@@ -27,6 +27,21 @@ def published(path):
             fields[name] = ast.literal_eval(fields[name])
         found[training.Run(**fields)] = row
     return list(found.items())
+
+
+def at_hand(runs):
+    """Of published runs, those whose data can be had here, and why the data of the others cannot.
+
+    Returns:
+        list of (Run, row), and dict (data set, whether its sample) -> DataError.
+    """
+    missing = {}
+    for name, sample in dict.fromkeys((run.dataset, run.sample) for run, _ in runs):
+        try:
+            training.load(name, sample)
+        except data.DataError as error:
+            missing[name, sample] = error
+    return [(run, row) for run, row in runs if (run.dataset, run.sample) not in missing], missing
 
 
 def audit(chosen, jobs=0):
@@ -63,7 +78,7 @@ def audit(chosen, jobs=0):
 
 
 def main(arguments=None):
-    """The command line; exit code 1 if a run differs."""
+    """The command line; exit code 1 if a run differs, 3 if the data of none can be had."""
     parser = argparse.ArgumentParser(prog="python -m study.audit", description=__doc__)
     parser.add_argument("results", type=pathlib.Path, help="a results.json")
     parser.add_argument("--runs", type=int, default=5, help="how many (default: 5)")
@@ -72,7 +87,16 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if not options.results.is_file():
         parser.error(f"Expected a results.json. Received: {options.results}")
-    runs = published(options.results)
+    every = published(options.results)
+    runs, missing = at_hand(every)
+    if missing:
+        print(
+            f"{len(every) - len(runs)} of {len(every)} published runs are left out, for want of their data."
+        )
+        print(*missing.values(), sep="\n")
+    if not runs:
+        print("Expected published runs whose data can be had. Received: none", file=sys.stderr)
+        sys.exit(3)
     seed = random.randrange(10_000) if options.seed is None else options.seed
     print(f"{min(options.runs, len(runs))} of {len(runs)} published runs, chosen by seed {seed}:")
     table = audit(random.Random(seed).sample(runs, min(options.runs, len(runs))), options.jobs)

@@ -46,6 +46,8 @@ DECISIVE = (
     "study.network",
     "study.training",
 )  # modules that decide a result
+# Whose classes a layer may derive from without a change of its key: normlib counts anyway.
+LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "tf_keras", "tensorflow_probability", "normlib"}
 
 
 def run_all(runs, jobs=0, description="runs"):
@@ -62,7 +64,7 @@ def run_all(runs, jobs=0, description="runs"):
 
     Raises:
         RuntimeError: a run failed, or worker processes died at it twice: the message names it; or a cluster has no
-            workers, or workers with other code.
+            workers, or workers with other code, versions, settings or processors.
     """
     runs = list(dict.fromkeys(runs))
     cache = _cache_folder()
@@ -114,7 +116,10 @@ def _results(runs, paths, waits, jobs):
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
         work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in runs)
         workers = _workers(jobs, len(runs))
-        yield from joblib.Parallel(workers, return_as="generator_unordered", batch_size=1)(work)
+        # A cluster's backend for joblib, such as Ray's, may have no generators; what is finished is kept all the same.
+        backend, _ = joblib.parallel.get_active_backend()
+        form = "generator_unordered" if backend.supports_return_generator else "list"
+        yield from joblib.Parallel(workers, return_as=form, batch_size=1)(work)
 
 
 def _workers(jobs, most):
@@ -127,7 +132,7 @@ def _workers(jobs, most):
 
 
 def _results_of_cluster(address, runs, paths, waits):
-    """From the workers of a Dask cluster, which may come and go. One that works with other code or settings refuses."""
+    """From the workers of a Dask cluster, which may come and go. One whose results would be others refuses."""
     from distributed import Client, KilledWorker, wait
 
     try:
@@ -152,7 +157,9 @@ def _results_of_cluster(address, runs, paths, waits):
             for future in done:
                 run = pending.pop(future)
                 try:
-                    yield future.result()
+                    # Of two builds that ask for one run the scheduler keeps the first's call, with the first's path.
+                    _, content = future.result()
+                    yield paths[run], content
                 except KilledWorker as error:
                     raise RuntimeError(f"Workers of the cluster died at: {run}") from error
 
@@ -175,8 +182,8 @@ def _train_and_keep(run, path, waits):
     not wait."""
     if (key := _key(run)) != path.stem:
         raise RuntimeError(
-            f"Expected a worker with the caller's code, versions and settings. Received: key {key[:8]} for "
-            f"{path.stem[:8]}, on {platform.node()}"
+            f"Expected a worker with the caller's code, versions, settings and kind of processor. Received: key "
+            f"{key[:8]} for {path.stem[:8]}, on {platform.node()}"
         )
     here = path if path.parent.is_dir() else _cache_folder() / path.name
     step_file = here.with_suffix(".step")
@@ -189,7 +196,7 @@ def _train_and_keep(run, path, waits):
 
     try:
         with FileLock(here.with_suffix(".lock"), timeout=-1 if waits else 0):
-            if not here.exists():
+            if _restore(here, run) is None:
                 try:
                     tell(0)
                     _keep(here, training.train(run, tell))
@@ -272,7 +279,9 @@ def _key(run):
     """SHA-256 of all that decides a run's result: its description, the code, the data, the versions, the machine."""
     modules = list(DECISIVE)
     if run.norm and not run.norm.startswith(("normlib:", "keras.", "tensorflow_probability.")):
-        modules.append(network.resolve(run.norm).__module__)
+        layer, *bases = network.resolve(run.norm).__mro__
+        others = [base.__module__ for base in bases if base.__module__.partition(".")[0] not in LIBRARIES]
+        modules += dict.fromkeys([layer.__module__, *others])
     decisive = [
         dataclasses.asdict(run),
         [_code(_source(module)) for module in modules],
