@@ -189,6 +189,388 @@ def test_what_cannot_be_compared_gets_one_clear_line(candidate, reference, messa
     assert json.loads(certificate.json())["checks"][0]["measured"] is None
 
 
+# --- layers written by hand: faults that are not the examination's own ----------------------------------------------
+
+
+class OwnBatch(keras.layers.Layer):
+    """Batch normalization at its plainest; a faulty one does one step of it otherwise."""
+
+    method = "BN"
+
+    def __init__(self, epsilon=1e-3, momentum=0.99, **options):
+        super().__init__(**options)
+        self.epsilon, self.momentum = epsilon, momentum
+
+    def sizes(self, shape):
+        return shape[-1:]
+
+    def build(self, shape):
+        size = self.sizes(shape)
+        self.gamma = self.add_weight(shape=size, initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=size, initializer="zeros", name="beta")
+        kept = {"shape": shape[-1:], "trainable": False}
+        self.moving_mean = self.add_weight(**kept, initializer="zeros", name="moving_mean")
+        self.moving_variance = self.add_weight(**kept, initializer="ones", name="moving_variance")
+
+    def statistics(self, x):
+        mean = tf.reduce_mean(x, self.averaged(x), keepdims=True)
+        return mean, tf.reduce_mean((x - mean) ** 2, self.averaged(x), keepdims=True)
+
+    def averaged(self, x):
+        return list(range(x.shape.rank - 1))
+
+    def average(self, moving, new, momentum):
+        new = tf.reshape(tf.stop_gradient(new), moving.shape)
+        moving.assign(momentum * moving + (1.0 - momentum) * new)
+
+    def output(self, x, mean, variance):
+        return self.gamma * (x - mean) / tf.sqrt(variance + self.epsilon) + self.beta
+
+    def call(self, inputs, training=False):
+        if not training:
+            return self.output(inputs, self.moving_mean, self.moving_variance)
+        mean, variance = self.statistics(inputs)
+        self.average(self.moving_mean, mean, self.momentum)
+        self.average(self.moving_variance, variance, self.momentum)
+        return self.output(inputs, mean, variance)
+
+    def get_config(self):
+        return super().get_config() | {"epsilon": self.epsilon, "momentum": self.momentum}
+
+
+def unbiased(variance, x):
+    count = tf.cast(tf.size(x) / tf.size(variance), x.dtype)
+    return variance * count / (count - 1.0)
+
+
+class DefaultEpsilon(OwnBatch):
+    """Given an epsilon, it has its own."""
+
+    def __init__(self, epsilon=None, **options):
+        super().__init__(**options)
+
+
+class Unbiased(OwnBatch):
+    def statistics(self, x):
+        mean, variance = super().statistics(x)
+        return mean, unbiased(variance, x)
+
+
+class UnbiasedInTheOutput(OwnBatch):
+    def output(self, x, mean, variance):
+        return super().output(x, mean, unbiased(variance, x) if variance.shape.rank > 1 else variance)
+
+
+class UnbiasedInTheAverage(OwnBatch):
+    """As in PyTorch."""
+
+    def call(self, inputs, training=False):
+        before = tf.convert_to_tensor(self.moving_variance)
+        y = super().call(inputs, training)
+        if training:
+            self.moving_variance.assign(before)
+            variance = self.statistics(inputs)[1]
+            self.average(self.moving_variance, unbiased(variance, inputs), self.momentum)
+        return y
+
+
+class MomentumReversed(OwnBatch):
+    def average(self, moving, new, momentum):
+        super().average(moving, new, 1.0 - momentum)
+
+
+class VarianceKept(OwnBatch):
+    """Only the mean is averaged with the momentum: the variance is that of the last batch."""
+
+    def average(self, moving, new, momentum):
+        super().average(moving, new, 0.0 if moving is self.moving_variance else momentum)
+
+
+class MeanDetached(OwnBatch):
+    def statistics(self, x):
+        mean = tf.stop_gradient(tf.reduce_mean(x, self.averaged(x), keepdims=True))
+        return mean, tf.reduce_mean((x - mean) ** 2, self.averaged(x), keepdims=True)
+
+
+class VarianceDetached(OwnBatch):
+    def statistics(self, x):
+        mean, variance = super().statistics(x)
+        return mean, tf.stop_gradient(variance)
+
+
+class Detached(OwnBatch):
+    def statistics(self, x):
+        return [tf.stop_gradient(statistic) for statistic in super().statistics(x)]
+
+
+class EpsilonOutside(OwnBatch):
+    def output(self, x, mean, variance):
+        return self.gamma * (x - mean) / (tf.sqrt(variance) + self.epsilon) + self.beta
+
+
+class EachImage(OwnBatch):
+    """Instance normalization in training, with moving averages of its statistics."""
+
+    def averaged(self, x):
+        return [1, 2]
+
+    def average(self, moving, new, momentum):
+        super().average(moving, tf.reduce_mean(new, 0), momentum)
+
+
+class OtherAxis(OwnBatch):
+    """The rows of an image for its channels."""
+
+    def build(self, shape):
+        super().build((shape[0], shape[2], shape[3], shape[1]))
+
+    def call(self, inputs, training=False):
+        y = super().call(tf.transpose(inputs, [0, 2, 3, 1]), training)
+        return tf.transpose(y, [0, 3, 1, 2])
+
+
+class GammaOfEachPlace(OwnBatch):
+    def sizes(self, shape):
+        return shape[1:]
+
+
+class OneGamma(OwnBatch):
+    def sizes(self, shape):
+        return (1,)
+
+
+class OwnLayer(keras.layers.Layer):
+    """Layer normalization of whole images at its plainest."""
+
+    method, over = "LN", (1, 2, 3)
+
+    def __init__(self, axis=-1, epsilon=1e-3, **options):
+        super().__init__(**options)
+        self.axis, self.epsilon = axis, epsilon
+
+    def build(self, shape):
+        self.gamma = self.add_weight(shape=self.sizes(shape), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=self.sizes(shape), initializer="zeros", name="beta")
+
+    def sizes(self, shape):
+        return shape[1:]
+
+    def statistics(self, x):
+        mean = tf.reduce_mean(x, self.over, keepdims=True)
+        return mean, tf.reduce_mean((x - mean) ** 2, self.over, keepdims=True)
+
+    def call(self, inputs):
+        mean, variance = self.statistics(inputs)
+        return self.gamma * (inputs - mean) / tf.sqrt(variance + self.epsilon) + self.beta
+
+    def get_config(self):
+        return super().get_config() | {"axis": self.axis, "epsilon": self.epsilon}
+
+
+class LayerUnbiased(OwnLayer):
+    def statistics(self, x):
+        mean, variance = super().statistics(x)
+        return mean, unbiased(variance, x)
+
+
+class LayerDetached(OwnLayer):
+    def statistics(self, x):
+        return [tf.stop_gradient(statistic) for statistic in super().statistics(x)]
+
+
+class LayerDefaultEpsilon(OwnLayer):
+    def __init__(self, epsilon=None, **options):
+        super().__init__(**options)
+
+
+class LayerOfEachPixel(OwnLayer):
+    """Over the channels alone, with gamma and beta of the whole image."""
+
+    over = (3,)
+
+
+class LayerOfChannels(OwnLayer):
+    """Over the channels alone, and so gamma and beta."""
+
+    over = (3,)
+
+    def sizes(self, shape):
+        return shape[-1:]
+
+
+class LayerGammaOfChannels(OwnLayer):
+    def sizes(self, shape):
+        return shape[-1:]
+
+
+class OwnWeight(keras.layers.Wrapper):
+    """Weight normalization of a convolution at its plainest."""
+
+    method = "WN"
+
+    def build(self, shape=None):
+        super().build(shape)
+        self.g = self.add_weight(shape=self.sizes(), initializer="ones", name="g")
+
+    def sizes(self):
+        return (self.layer.filters,)
+
+    def length(self, v):
+        return tf.sqrt(tf.reduce_sum(v**2, [0, 1, 2]))
+
+    def call(self, inputs):
+        v = tf.convert_to_tensor(self.layer.kernel)
+        w = self.g * v / self.length(v)
+        return tf.nn.conv2d(inputs, w, 1, self.layer.padding.upper()) + self.layer.bias
+
+
+class WeightDetached(OwnWeight):
+    def length(self, v):
+        return tf.stop_gradient(super().length(v))
+
+
+class WeightOfTheFirstAxis(OwnWeight):
+    def length(self, v):
+        return tf.sqrt(tf.reduce_sum(v**2, 0, keepdims=True))
+
+
+class WeightWithEpsilon(OwnWeight):
+    def length(self, v):
+        return tf.sqrt(tf.reduce_sum(v**2, [0, 1, 2]) + 1e-3)
+
+
+class WeightWithOneLength(OwnWeight):
+    def length(self, v):
+        return tf.norm(v)
+
+
+class WeightWithOneG(OwnWeight):
+    def sizes(self):
+        return (1,)
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """The cause is named from one call: without the training, the examination takes a second."""
+    equal = {"float64": 0.0, "moving": 0.0, "early": {}}
+    monkeypatch.setattr(equivalence, "paired_training", lambda *_, **__: equal)
+
+
+def examine_own(candidate):
+    reference = network.REFERENCES[candidate.method]
+    options = () if candidate.method == "WN" else reference["options"]
+    return examine(f"{__name__}:{candidate.__name__}", reference["norm"], options)
+
+
+@pytest.mark.parametrize("candidate", [OwnBatch, OwnLayer, OwnWeight])
+def test_a_right_layer_written_by_hand_is_the_same(candidate, untrained):
+    certificate = examine_own(candidate)
+    assert certificate.same, certificate.text()
+
+
+CHANNELS, IMAGES = "[(4,), (4,)]", "[(6, 5, 4), (6, 5, 4)]"  # the shapes of gamma and beta
+
+
+@pytest.mark.parametrize(
+    ("candidate", "cause"),
+    [
+        (DefaultEpsilon, "Its epsilon is 0.001 rather than 1e-05."),
+        (Unbiased, f"It has this fault: {faulty.FAULTS['unbiased variance']}."),
+        (UnbiasedInTheAverage, f"It has this fault: {faulty.FAULTS['unbiased moving variance']}."),
+        (MomentumReversed, "Its momentum is the weight of the new value (0.1) rather than 0.9."),
+        (MeanDetached, f"It has this fault: {faulty.FAULTS['detached mean']}."),
+        (VarianceDetached, f"It has this fault: {faulty.FAULTS['detached variance']}."),
+        (Detached, f"It has this fault: {faulty.FAULTS['detached statistics']}."),
+        (
+            OtherAxis,
+            f"Its parameters have the shapes [(6,), (6,)] rather than {CHANNELS}. It normalizes axis 1.",
+        ),
+        (
+            GammaOfEachPlace,
+            f"Its parameters have the shapes {IMAGES} rather than {CHANNELS}. It has this fault: "
+            f"{faulty.FAULTS['parameters of the whole sample']}.",
+        ),
+        (OneGamma, f"Its parameters have the shapes [(1,), (1,)] rather than {CHANNELS}."),
+        (LayerUnbiased, f"It has this fault: {faulty.FAULTS['unbiased variance']}."),
+        (LayerDetached, f"It has this fault: {faulty.FAULTS['detached statistics']}."),
+        (LayerDefaultEpsilon, "Its epsilon is 0.001 rather than 1e-05."),
+        (
+            LayerOfChannels,
+            f"Its parameters have the shapes {CHANNELS} rather than {IMAGES}. It normalizes axis 3.",
+        ),
+        (LayerGammaOfChannels, f"Its parameters have the shapes {CHANNELS} rather than {IMAGES}."),
+        (WeightDetached, f"It has this fault: {faulty.WEIGHT_FAULTS['detached length']}."),
+        (WeightOfTheFirstAxis, f"It has this fault: {faulty.WEIGHT_FAULTS['first axis']}."),
+        (WeightWithEpsilon, f"It has this fault: {faulty.WEIGHT_FAULTS['epsilon']}."),
+        (
+            WeightWithOneG,
+            "Its parameters have the shapes [(1,), (3, 3, 4, 4), (4,)] rather than [(3, 3, 4, 4), (4,), (4,)].",
+        ),
+    ],
+)
+def test_a_fault_written_by_hand_is_named(candidate, cause, untrained):
+    certificate = examine_own(candidate)
+    assert not certificate.same
+    assert " ".join(certificate.causes) == cause, certificate.text()
+
+
+IN_TRAINING = {f"{kind}, {dtype}" for kind in ("output", "gradients") for dtype in ("float32", "float64")}
+MOVED = {f"moving statistics, {dtype}" for dtype in ("float32", "float64")}
+INFERRED = {f"inference, {dtype}" for dtype in ("float32", "float64")}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "differing"),
+    [
+        (UnbiasedInTheOutput, IN_TRAINING),
+        (VarianceKept, MOVED),
+        (EpsilonOutside, {name for name in IN_TRAINING | INFERRED if "64" in name}),
+        (EachImage, IN_TRAINING | MOVED),
+        (LayerOfEachPixel, IN_TRAINING | INFERRED),
+        (WeightWithOneLength, IN_TRAINING | INFERRED),
+    ],
+)
+def test_a_fault_that_has_no_name_is_found(candidate, differing, untrained, monkeypatch):
+    monkeypatch.setattr(examination, "_causes", lambda *_: ())  # the search in vain takes its time
+    certificate = examine_own(candidate)
+    found = verdicts(certificate)
+    assert {name for name, verdict in found.items() if verdict != "same"} == differing, certificate.text()
+
+
+class LosesAWeight(OwnBatch):
+    """Saves what is trained, and not the moving statistics."""
+
+    def save_own_variables(self, store):
+        for place, variable in enumerate(self.trainable_variables):
+            store[str(place)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        for place, variable in enumerate(self.trainable_variables):
+            variable.assign(store[str(place)])
+
+
+class LosesItsEpsilon(OwnBatch):
+    def get_config(self):
+        config = super().get_config()
+        del config["epsilon"]
+        return config
+
+
+class CannotBeLoaded(LosesItsEpsilon):
+    def __init__(self, epsilon, **options):
+        super().__init__(epsilon, **options)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "verdict"),
+    [(LosesAWeight, "differs"), (LosesItsEpsilon, "differs"), (CannotBeLoaded, "fails")],
+)
+def test_what_is_lost_in_saving_is_found(candidate, verdict, untrained):
+    found = verdicts(examine_own(candidate))
+    assert found.pop("saving and loading") == verdict
+    assert set(found.values()) == {"same"}
+
+
 # --- the command line --------------------------------------------------------------------------------------------
 
 
