@@ -84,7 +84,7 @@ class Run:
 PROFILES = {
     "smoke": {"sample": True, "steps": 40, "evaluate_every": 10, "seeds": 3},
     "quick": {"sample": False, "steps": 60, "evaluate_every": 20, "seeds": 2},
-    "default": {"sample": False, "steps": 1100, "evaluate_every": 100, "seeds": 3},
+    "default": {"sample": False, "steps": 800, "evaluate_every": 100, "seeds": 3},
     "thorough": {"sample": False, "steps": 2750, "evaluate_every": 100, "seeds": 8},
 }
 
