@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -25,6 +26,8 @@ TRAINED = 1e-9  # of a weight after paired training in float64
 # In float32, times what the reference's twins, or its float64 self, part from it by within the first steps. Later,
 # float32 parts from itself so far that a wrong epsilon passes.
 TWINS = 10
+BOLD = re.compile(r"\x1b\[\d*m")  # Keras's messages are for terminals
+SAVING = "saving and loading"
 RAISED = (Exception, SystemExit)  # whatever another's layer raises is a result
 
 
@@ -62,6 +65,21 @@ class Certificate:
         return (
             f"{self.candidate} is not the same as {self.reference}: it {' and '.join(parts)}. {cause}".strip()
         )
+
+    def require_usable(self):
+        """Stop where what follows would call and train the candidate, and it cannot be.
+
+        Raises:
+            ValueError: it could not be made, called or trained in the reference's place, or has parameters of other
+                shapes.
+        """
+        failed = self.checks[(self.checks.verdict == "fails") & (self.checks.check != SAVING)]
+        if len(failed):
+            first = failed.iloc[0]  # it says what the others repeat
+            told = " ".join([f"{self.candidate}, which fails in '{first.check}'. {first.note}", *self.causes])
+            raise ValueError(
+                f"Expected a layer that can be called and trained in the place of {self.reference}. Received: {told}"
+            )
 
     def text(self):
         """The certificate as plain text."""
@@ -113,7 +131,8 @@ def examine(candidate, reference, options=(), steps=20, jobs=0, base=None, own=(
             verdict = "same" if measured <= tolerance else "differs"
         except RAISED as error:
             measured, verdict = float("nan"), "fails"
-            told = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            lines = BOLD.sub("", str(error)).splitlines()
+            told = " ".join(line.strip() for line in lines if line.strip())
             note = f"{type(error).__name__}: {told or 'no message'}"[:160]
         rows.append(
             {"check": name, "measured": measured, "tolerance": tolerance, "verdict": verdict, "note": note}
@@ -145,7 +164,7 @@ def examine(candidate, reference, options=(), steps=20, jobs=0, base=None, own=(
             if early := apart()["early"]:
                 limit = TWINS * max(early["twin"], early["rounding"])
                 check(f"its first {equivalence.EARLY} steps, float32", limit, lambda: early["float32"])
-    check("saving and loading", 0.0, lambda: _saved_and_loaded(ours))
+    check(SAVING, 0.0, lambda: _saved_and_loaded(ours))
     return certificate(() if all(row["verdict"] == "same" for row in rows) else _causes(ours, theirs))
 
 
@@ -222,6 +241,7 @@ def _saved_and_loaded(layer):
     model = of_kind.Sequential([of_kind.Input(SHAPE[1:]), made])
     rng = np.random.default_rng(0)
     x = rng.normal(size=SHAPE).astype("float32")
+    model(x)  # some set their weights only now
     variables = equivalence.weights_of(model, True) | equivalence.weights_of(model, False)
     for variable in variables.values():
         variable.assign(rng.uniform(0.5, 1.5, variable.shape))
