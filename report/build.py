@@ -524,26 +524,27 @@ VERDICT_TABLES = {
 }
 
 
+NAMED = 12  # rows of one verdict that are named on the first pages
+
+
 def verdict_summary(verdicts):
-    """A table of how many rows of each table of verdicts had which verdict, and of which rows; not of all that hold."""
-    rows = []
+    """How many rows of each table of verdicts had which verdict, and which; but for those that hold, and for many."""
+    lines = []
     for name, title in VERDICT_TABLES.items():
         found = collections.defaultdict(list)
         for row in verdicts:
             if row["table"] == name:
                 found[row["verdict"]].append(row["claim"])
-        for verdict, claims in sorted(found.items(), key=lambda item: -len(item[1])):
-            rows.append([title, verdict, str(len(claims)), "" if verdict == "holds" else "; ".join(claims)])
-    if not rows:
+        told = [
+            f"**{len(claims)} {verdict}**"
+            + ("" if verdict == "holds" or len(claims) > NAMED else f" ({'; '.join(claims)})")
+            for verdict, claims in sorted(found.items(), key=lambda item: -len(item[1]))
+        ]
+        lines += [f"* {title[0].upper()}{title[1:]}: {'; '.join(told)}."] if told else []
+    if not lines:
         return ""
-    return _pipe_table(
-        {
-            "columns": ["table of verdicts", "verdict", "rows", "which"],
-            "rows": rows,
-            "caption": "**All verdicts of this report.** Each was computed and could have been otherwise.",
-            "label": "tbl-verdict-summary",
-        }
-    )
+    start = "# All verdicts {.unnumbered}\n\nEach was computed, and could have been otherwise.\n\n"
+    return start + "\n".join(lines)
 
 
 def cells(path, notebook, media):
