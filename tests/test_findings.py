@@ -685,15 +685,20 @@ def test_the_rates_that_count_are_those_at_which_all_runs_learn():
 
 
 @pytest.mark.parametrize(
-    ("noisy", "detached", "told"), [(0.2, -0.1, "Noise"), (0.2, 0.2, "no"), (0.0, -0.1, "no")]
+    ("noisy", "detached", "told"),
+    [
+        (0.2, 0.05, "Most of BN's gain goes with what BN, statistics detached lacks"),
+        (0.05, 0.2, "Most of BN's gain goes with what noisy BN lacks"),
+        (0.15, 0.15, "No part tried carries BN's gain"),
+    ],
 )
-def test_the_reason_of_a_gain_is_what_the_gain_goes_with(noisy, detached, told):
-    curves, arms = made_up(1)[:2]
-    arms |= {"noisy BN": around(0.6 + noisy), "BN, statistics detached": around(0.6 + detached)}
-    why = answers.why_sentence(answers.arms_table(curves, arms))
-    assert why.startswith(
-        {"Noise": "Noise behind it leaves the gain", "no": "This singles out no cause"}[told]
-    )
+def test_the_reason_of_a_gain_is_what_takes_it_away(noisy, detached, told):
+    curves = made_up(1)[0]
+    arms = {"noisy BN": around(0.6 + noisy), "BN, statistics detached": around(0.6 + detached)}
+    why = answers.why_sentence(curves, arms)
+    assert why.startswith(told)
+    assert f"noisy BN {500 * noisy:.0f} %" in why
+    assert "no sure gain" in answers.why_sentence(curves | {"BN": curves["none"]}, arms)
 
 
 def test_where_bn_stands_is_told():

@@ -584,22 +584,26 @@ def arms_table(curves, arms):
     return pd.DataFrame(rows)
 
 
-def why_sentence(table):
+def why_sentence(curves, arms):
     """Why BN helps, as far as these trainings tell: what is left of its gain over plain where a part is taken away."""
-    gains = table.set_index("arm")["beside plain"]
-    left = "; ".join(f"{arm}: {gains[arm]}" for arm in gains.index if "BN" in arm and "ReLU" not in arm)
-    verdicts = table.set_index("arm").verdict
-    kept, lost = (
-        "higher (plain)" in verdicts["noisy BN"],
-        verdicts["BN, statistics detached"].startswith("lower"),
+    step, seeds = int(arms["noisy BN"][0].steps[-1]), [h.run.seed for h in arms["noisy BN"]]
+    plain, whole = ([h.until(step) for h in curves[m] if h.run.seed in seeds] for m in ("none", "BN"))
+    gain = _means(whole, plain)
+    if gain.low <= 0:
+        return "Why BN helps cannot be told where it has no sure gain over plain."
+    left = {
+        arm: _means(histories, plain).mean / gain.mean
+        for arm, histories in arms.items()
+        if "BN" in arm and "ReLU" not in arm
+    }
+    least = min(left, key=left.get)
+    start = (
+        f"Most of BN's gain goes with what {least} lacks"
+        if left[least] < 0.5
+        else "No part tried carries BN's gain"
     )
-    why = (
-        "Noise behind it leaves the gain, and it is lost without the gradients through the statistics: what helps is "
-        "what BN does to the gradient, and not that it keeps activations steady"
-        if kept and lost
-        else "This singles out no cause"
-    )
-    return f"{why}. Of BN's gain in mean accuracy over plain, in points, is left: {left}."
+    shares = ", ".join(f"{arm} {_whole(share)}" for arm, share in left.items())
+    return f"{start}: of {points(gain)} points of mean accuracy over plain after {step:,} steps are left {shares}."
 
 
 def arms_message(table):
