@@ -800,7 +800,7 @@ def beside_none(tuned, method):
     if method == "none":
         return "the baseline"
     if method not in tuned:
-        return "not settled: short runs of the search alone"
+        return "search alone"
     if lost := collapsed(tuned[method]):
         return f"{lost} of {len(tuned[method])} runs collapsed"
     found = beside(tuned, method, "none")
