@@ -768,8 +768,8 @@ def write_html(document, folder):
             element.url = str(drawn.with_suffix(".page.svg"))
             width, height = _points(drawn)
             element.classes += ["tall"] if height > TALL else []
-            least = "100%" if width < PHONE else f"{width:.0f}px"  # three quarters of its size
-            element.attributes["style"] = f"min-width: {least}"
+            least = f"{width:.0f}px"  # three quarters of its size
+            element.attributes["style"] = f"min-width: {f'min(100%, {least})' if width < PHONE else least}"
             pathlib.Path(element.url).write_text(_for_both_schemes(drawn.read_text()))
         elif isinstance(element, pf.Figure):
             data = folder / "media" / f"{element.identifier}.csv"

@@ -59,6 +59,7 @@ present.source(present.figure)
 OPEN = "document.querySelectorAll('details').forEach(details => { details.open = true; })"
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 PHONE = {"width": 390, "height": 844}
+NATURAL = "document.querySelector('#fig-toy img').naturalWidth"
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,14 @@ def test_on_a_phone_the_contents_close_by_escape_and_by_a_tap_outside(open_page)
     page.click("nav a[href='#second']")
     assert not page.is_visible("nav a >> nth=0")
     page.wait_for_function("document.getElementById('here').textContent.includes('Second')")
+
+
+def test_a_figure_of_one_panel_is_shown_whole_on_a_phone_and_not_stretched_elsewhere(open_page):
+    for width in (390, 1366):
+        page = open_page(viewport={"width": width, "height": 800})
+        box, image = (page.locator(f"#fig-toy {part}").bounding_box() for part in (".scroll", "img"))
+        assert image["width"] <= min(box["width"], page.evaluate(NATURAL)) + 0.5
+        assert image["width"] >= min(box["width"], 0.7 * page.evaluate(NATURAL))
 
 
 def test_a_preview_stays_in_the_window(open_page):
