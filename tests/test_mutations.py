@@ -62,7 +62,21 @@ FAULTS = {
         "outputs = {rank - 1}\n",
         "gradients -k weight",
     ),
-    "a vector of length zero divides by it": ("reciprocal_no_nan(", "reciprocal(", "layers -k zero"),
+    "a vector of length zero has a direction": (
+        "squared, 1.0)), 0.0)",
+        "squared, 1.0)), 1.0)",
+        "layers -k zero",
+    ),
+    "a vector of length zero has its root taken": (
+        "tf.sqrt(tf.where(squared > 0, squared, 1.0))",
+        "tf.sqrt(squared)",
+        "gradients -k length_zero",
+    ),
+    "beta is taken for what is averaged": (
+        "for parameter in (gamma, *parameters) for",
+        "for parameter in (gamma,) for",
+        "gradients -k autodiff",
+    ),
     "offsets are not taken out first": (
         "_near_the_mean(plan, x) if cheap else _mean(plan, x, count)",
         "0.0 * _mean(plan, x, count)",
@@ -74,9 +88,14 @@ FAULTS = {
         "layers -k statistics",
     ),
     "statistics that are not finite are averaged in": (
-        "tf.where(tf.math.is_finite(new), new, moving)",
-        "new",
+        "tf.where(finite, value, variable)",
+        "value",
         "layers -k finite",
+    ),
+    "each statistic is averaged in by itself": (
+        "tf.where(finite, value, variable)",
+        "tf.where(tf.math.is_finite(value), value, variable)",
+        "layers -k overflows",
     ),
     "the mask is ignored": ('options["mask"] = tf', 'options["groups"] = None and tf', "layers -k mask"),
     "a mask is taken for weights": (
