@@ -63,8 +63,8 @@ FAULTS = {
         "gradients -k weight",
     ),
     "a vector of length zero has a direction": (
-        "squared, 1.0)), 0.0)",
-        "squared, 1.0)), 1.0)",
+        "squared, 1.0))), 0.0)",
+        "squared, 1.0))), 1.0)",
         "layers -k zero",
     ),
     "a vector of length zero has its root taken": (
