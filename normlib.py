@@ -419,9 +419,7 @@ def _weight_normalize_gradients(plan, dw, v, g):
 
 
 def _inverse_length(plan, v):
-    """1 / |v|, and 0 where v is: there the root has no derivative, and none is taken."""
-    squared = _sum(plan, tf.square(v), plan.axes, computed=True)
-    return tf.where(squared > 0, tf.math.reciprocal_no_nan(tf.sqrt(tf.where(squared > 0, squared, 1.0))), 0.0)
+    return tf.math.reciprocal_no_nan(tf.sqrt(_sum(plan, tf.square(v), plan.axes, computed=True)))
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -62,16 +62,7 @@ FAULTS = {
         "outputs = {rank - 1}\n",
         "gradients -k weight",
     ),
-    "a vector of length zero has a direction": (
-        "squared, 1.0))), 0.0)",
-        "squared, 1.0))), 1.0)",
-        "layers -k zero",
-    ),
-    "a vector of length zero has its root taken": (
-        "tf.sqrt(tf.where(squared > 0, squared, 1.0))",
-        "tf.sqrt(squared)",
-        "gradients -k length_zero",
-    ),
+    "a vector of length zero divides by it": ("reciprocal_no_nan(", "reciprocal(", "layers -k zero"),
     "beta is taken for what is averaged": (
         "for parameter in (gamma, *parameters) for",
         "for parameter in (gamma,) for",
