@@ -178,7 +178,7 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     dy_x_hat = dy * x_hat if plan.mask is None else tf.math.multiply_no_nan(x_hat, dy)
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
-    if all(gamma.shape[axis] == 1 for axis in plan.axes):
+    if all(p.shape[axis] == 1 for p in (gamma, *parameters) for axis in plan.axes):
         sum_dy, sum_dy_x_hat = _sum(plan, dy, plan.axes), _sum(plan, dy_x_hat, plan.axes, computed=True)
         along_one, along_x_hat = average(gamma * sum_dy), average(gamma * sum_dy_x_hat)
     else:
