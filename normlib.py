@@ -1099,32 +1099,32 @@ def recalibrate(model, data):
     Reference: Wu and Johnson 2021 (arXiv:2105.07576), section 3.1.
     """
     layers = _layers_of(BatchNormalization, model)
-    pooled = {layer.name: (0.0, 0.0, 0.0) for layer in layers}
+    pooled = {layer: (0.0, 0.0, 0.0) for layer in layers}  # not by name: two blocks may give the same one
 
-    def collect(name, count, mean, variance=0.0):
-        so_far, old_mean, old_variance = pooled[name]
+    def collect(layer, count, mean, variance=0.0):
+        so_far, old_mean, old_variance = pooled[layer]
         count, mean, variance = (np.asarray(value, "float64") for value in (count, mean, variance))
         if not np.isfinite(mean + variance).all():
-            raise ValueError(f"Expected data with finite statistics. Received: mean {mean} in {name}")
+            raise ValueError(f"Expected data with finite statistics. Received: mean {mean} in {layer.name}")
         share, apart = count / (so_far + count), mean - old_mean
-        pooled[name] = (
+        pooled[layer] = (
             so_far + count,
             old_mean + share * apart,
             old_variance + share * (variance - old_variance) + share * (1 - share) * apart**2,
         )
 
     for layer in layers:
-        layer._collect = functools.partial(collect, layer.name)
+        layer._collect = functools.partial(collect, layer)
     try:
         for batch in data:
             model(keras.utils.unpack_x_y_sample_weight(batch)[0], training=False)
     finally:
         for layer in layers:
             layer._collect = None
-    for layer in layers:
-        count, *statistics = pooled[layer.name]
+    for layer, (count, *_) in pooled.items():
         if not count:
             raise ValueError(f"Expected at least one batch of data that reaches {layer.name}. Received: none")
+    for layer, (_, *statistics) in pooled.items():
         for name, value in zip(layer._statistics, statistics, strict=False):
             getattr(layer, name).assign(np.reshape(value, getattr(layer, name).shape))
     return model

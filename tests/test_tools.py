@@ -167,6 +167,36 @@ def test_a_recalibration_that_fails_leaves_the_statistics(bad, rng):
     assert_close(model(x), x / np.sqrt(1.001), 1e-5)  # in inference again
 
 
+class Blocks(keras.Model):
+    """Two normalizations of one name, and a third that only some inputs reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = [normlib.BatchNormalization(name="norm") for _ in range(3)]
+
+    def call(self, x):
+        x = self.norms[1](self.norms[0](x) + 10.0)
+        return self.norms[2](x) if x.shape[0] > 1 else x
+
+
+def test_layers_of_one_name_are_recalibrated_apart(rng):
+    model, x = Blocks(), random(rng, (64, 3), "float32")
+    normlib.recalibrate(model, [x])
+    first, second, _ = model.norms
+    assert_close(first.moving_mean, np.mean(x, 0), 1e-6)
+    assert_close(second.moving_mean, np.full(3, 10.0), 1e-5)
+
+
+def test_a_recalibration_that_does_not_reach_a_layer_leaves_the_statistics(rng):
+    model, x = Blocks(), random(rng, (2, 3), "float32")
+    model(x)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"reaches norm. Received: none"):
+        normlib.recalibrate(model, [x[:1], x[1:]])
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_an_initialization_that_fails_leaves_the_weights(rng):
     first = normlib.WeightNormalization(L.Dense(3))
     model = keras.Sequential(
