@@ -518,7 +518,9 @@ class _Normalization(keras.layers.Layer):
                 options = {kind: getattr(self, f"{name}_{kind}") for kind in kinds}
                 setattr(self, name, self._add_parameter(name, tuple(sizes.values()), options))
         self.input_spec = keras.layers.InputSpec(
-            ndim=len(input_shape) if self._keeps_rank else None, axes=sizes
+            ndim=len(input_shape) if self._keeps_rank else None,
+            min_ndim=max(axis + 1 if axis >= 0 else -axis for axis in sizes),
+            axes=sizes,
         )
         self.built = True
 

@@ -475,6 +475,16 @@ def test_an_input_without_features_or_an_axis_given_twice_is_refused(make, argum
     assert make(**arguments).compute_output_shape((None, None, None, None)) == (None, None, None, None)
 
 
+@pytest.mark.parametrize("axis", [[1, 2, 3], [-1, -3], 3])
+@pytest.mark.parametrize("make", [normlib.LayerNormalization, normlib.RMSNormalization])
+def test_an_input_without_the_axes_of_the_first_is_refused(make, axis):
+    layer = make(axis)
+    layer(tf.ones(SHAPE))
+    least = 3 if axis == [-1, -3] else 4
+    with pytest.raises(ValueError, match=rf"expected min_ndim={least}, found ndim=2.*received: \(3, 6\)"):
+        layer(tf.ones([3, 6]))
+
+
 def test_no_axis_is_refused():
     with pytest.raises(ValueError, match=r"at least one axis. Received: axis=\[\]"):
         normlib.LayerNormalization(axis=[]).build(SHAPE)
