@@ -419,7 +419,9 @@ def _weight_normalize_gradients(plan, dw, v, g):
 
 
 def _inverse_length(plan, v):
-    return tf.math.reciprocal_no_nan(tf.sqrt(_sum(plan, tf.square(v), plan.axes, computed=True)))
+    squared = _sum(plan, tf.square(v), plan.axes, computed=True)
+    some = tf.not_equal(squared, 0.0)  # of 0 the root has no derivative, and must not be taken
+    return tf.math.reciprocal_no_nan(tf.where(some, tf.sqrt(tf.where(some, squared, 1.0)), 0.0))
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -63,6 +63,11 @@ FAULTS = {
         "gradients -k weight",
     ),
     "a vector of length zero divides by it": ("reciprocal_no_nan(", "reciprocal(", "layers -k zero"),
+    "a vector of length zero has its root taken": (
+        "tf.sqrt(tf.where(some, squared, 1.0))",
+        "tf.sqrt(squared)",
+        "gradients -k zero",
+    ),
     "offsets are not taken out first": (
         "_near_the_mean(plan, x) if cheap else _mean(plan, x, count)",
         "0.0 * _mean(plan, x, count)",
