@@ -99,6 +99,10 @@ def standardize(
         tuple(axes), float(epsilon), center, groups, gamma is not None, beta is not None, mask, all_reduce
     )
     run = functools.partial(_run, plan)
+    if (
+        mask is not None
+    ):  # A masked position may hold anything: what cannot be squared, such as NaN, is taken for 0.
+        x = tf.where(mask | tf.math.is_finite(tf.square(_widen(x))), x, tf.zeros_like(x))
 
     @tf.custom_gradient
     def forward(x, *parameters):
@@ -174,8 +178,7 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     x_hat = (_widen(x) - origin - residue) * inv_std
     dy = _widen(dy)
     gamma = tf.cast(parameters[0], dy.dtype) if plan.scale else tf.ones([1] * x.shape.rank, dy.dtype)
-    # A masked position may hold anything, NaN too, as long as the loss does not see it.
-    dy_x_hat = dy * x_hat if plan.mask is None else tf.math.multiply_no_nan(x_hat, dy)
+    dy_x_hat = dy * x_hat
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
     if all(p.shape[axis] == 1 for p in (gamma, *parameters) for axis in plan.axes):

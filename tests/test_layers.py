@@ -122,20 +122,31 @@ def test_masked_gradient_equals_autodiff(rng):
         assert_close(a, b, 1e-12)
 
 
-def test_nan_at_a_masked_position_stays_there(rng):
-    x = rng.normal(size=(4, 6, 3)).astype("float32")
-    x[0, 5] = np.nan
-    mask = np.ones((4, 6), bool)
+@pytest.mark.parametrize("value", [np.nan, np.inf, np.finfo("float32").min])
+def test_what_a_masked_position_holds_is_as_good_as_0(value, rng):
+    x, weights, direction = (rng.normal(size=(4, 6, 3)).astype("float32") for _ in range(3))
+    mask = rng.random((4, 6)) < 0.6
     mask[0, 5] = False
-    layer = normlib.BatchNormalization()
-    x = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x, training=True, mask=mask)
-        loss = tf.reduce_sum(tf.boolean_mask(y, mask) ** 3)
-    gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
-    assert all(np.isfinite(g).all() for g in gradients)
-    assert np.isfinite(layer.moving_mean).all()
+
+    def derivatives(value):
+        """The moving statistics, and the first and second derivatives of a loss that does not see what is masked."""
+        x[0, 5] = value
+        layer, inputs = normlib.BatchNormalization(momentum=0.0), tf.constant(x)
+        layer.build(x.shape)
+        watched = [inputs, layer.gamma.value, layer.beta.value]
+        with tf.GradientTape() as outer:
+            outer.watch(watched)
+            with tf.GradientTape() as inner:
+                inner.watch(watched)
+                y = layer(inputs, training=True, mask=mask)
+                loss = tf.reduce_sum(tf.boolean_mask(weights * y**3, mask))
+            first = inner.gradient(loss, watched)
+            along = tf.reduce_sum(direction * first[0]) + sum(tf.reduce_sum(f) for f in first[1:])
+        return [layer.moving_mean, layer.moving_variance, *first, *outer.gradient(along, watched)]
+
+    for found, expected in zip(derivatives(value), derivatives(0.0), strict=True):
+        assert np.isfinite(expected).all()
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_statistics_that_are_not_finite_are_not_averaged_in(rng):
