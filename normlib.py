@@ -99,9 +99,8 @@ def standardize(
         tuple(axes), float(epsilon), center, groups, gamma is not None, beta is not None, mask, all_reduce
     )
     run = functools.partial(_run, plan)
-    if (
-        mask is not None
-    ):  # A masked position may hold anything: what cannot be squared, such as NaN, is taken for 0.
+    if mask is not None:
+        # A masked position may hold anything: what cannot be squared, such as NaN, is taken for 0.
         x = tf.where(mask | tf.math.is_finite(tf.square(_widen(x))), x, tf.zeros_like(x))
 
     @tf.custom_gradient
@@ -732,12 +731,16 @@ class BatchNormalization(_Normalization):
         return tf.cast(_run(plan, _standardize_by, x, *wide), self.compute_dtype)
 
     def _average(self, statistics):
+        averaged = []
         for name, batch in zip(self._statistics, statistics, strict=True):
             moving = getattr(self, name)
             old = _widen(tf.convert_to_tensor(moving))
             batch = tf.cast(tf.reshape(batch, old.shape), old.dtype)
             new = tf.cast(old * self.momentum + batch * (1.0 - self.momentum), moving.dtype)
-            moving.assign(tf.where(tf.math.is_finite(new), new, moving))
+            averaged.append((moving, new))
+        finite = functools.reduce(tf.logical_and, [tf.math.is_finite(new) for _, new in averaged])
+        for moving, new in averaged:
+            moving.assign(tf.where(finite, new, moving))
 
 
 def _check_mask(mask, inputs):

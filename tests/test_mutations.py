@@ -79,8 +79,13 @@ FAULTS = {
         "layers -k statistics",
     ),
     "statistics that are not finite are averaged in": (
-        "tf.where(tf.math.is_finite(new), new, moving)",
+        "tf.where(finite, new, moving)",
         "new",
+        "layers -k finite",
+    ),
+    "each statistic is averaged in by itself": (
+        "tf.where(finite, new, moving)",
+        "tf.where(tf.math.is_finite(new), new, moving)",
         "layers -k finite",
     ),
     "the mask is ignored": ('options["mask"] = tf', 'options["groups"] = None and tf', "layers -k mask"),
