@@ -975,8 +975,10 @@ class WeightNormalization(keras.layers.Wrapper):
         """Give g and the bias the values with which these inputs have outputs of mean 0 and deviation 1."""
         layer, (_, _, g) = self.layer, self._kernels[-1]
         bias = getattr(layer, "bias", None)
-        if bias is None or len(bias.shape) != 1 or bias.shape[0] != math.prod(g.shape):
-            raise ValueError(f"Expected a wrapped layer with a bias for each output. Received: {layer!r}")
+        if bias is None or math.prod(bias.shape) != math.prod(g.shape) or not _biases_each_unit(layer):
+            raise ValueError(
+                f"Expected a wrapped layer with a bias for each g, in the same order. Received: {layer!r}"
+            )
         self._waits_for_data, activation = False, layer.activation
         layer.activation = keras.activations.linear
         try:
@@ -985,8 +987,10 @@ class WeightNormalization(keras.layers.Wrapper):
             t = _widen(self(inputs))
         finally:
             layer.activation = activation
-        units = 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else t.shape.rank - 1
-        mean, variance = tf.nn.moments(t, [axis for axis in range(t.shape.rank) if axis != units])
+        channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
+        start = 1 if channels_first else t.shape.rank - len(bias.shape)
+        units = [start + axis for axis, size in enumerate(bias.shape) if size > 1]
+        mean, variance = tf.nn.moments(t, [axis for axis in range(t.shape.rank) if axis not in units])
         if not bool(tf.reduce_all(variance > 0)):
             raise ValueError(
                 f"Expected inputs with which every output of {layer.name} varies. Received: {inputs!r}"
@@ -1030,6 +1034,15 @@ def _kernels(layer):
     if not found:
         raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
     return found
+
+
+def _biases_each_unit(layer):
+    """Whether the bias has the axes of g, in their order: of several axes it has them as the equation says."""
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return True
+    operands, output = layer.equation.split("->")
+    units = [label for label in operands.split(",")[1] if label in output]
+    return units == [label for label in output if label in layer.bias_axes]
 
 
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)

@@ -231,6 +231,32 @@ def test_initialized_from_data_the_outputs_have_mean_0_and_deviation_1(make, rng
     assert_close(model(x[:4]), y[:4], 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("equation", "output_shape", "bias_axes"),
+    [("abc,cde->abde", (None, 2, 3), "de"), ("abc,cd->adb", (4, None), "d"), ("abc,cd->abd", (None, 1), "d")],
+)
+def test_a_bias_of_several_axes_is_initialized_from_data(equation, output_shape, bias_axes, rng):
+    output_shape = [size or 7 for size in output_shape]
+    wrapped = normlib.WeightNormalization(L.EinsumDense(equation, output_shape, bias_axes=bias_axes))
+    x = random(rng, (64, 7, 5), "float32")
+    normlib.initialize_from_data(keras.Sequential([wrapped]), x)
+    labels = equation.split("->")[1]
+    others = tuple(axis for axis, label in enumerate(labels) if label not in bias_axes)
+    y = wrapped(x).numpy()
+    np.testing.assert_allclose(y.mean(others), 0.0, atol=1e-4)
+    np.testing.assert_allclose(y.std(others), 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("equation", "bias_axes"),
+    [("abc,cde->abde", "e"), ("abc,ced->abde", "de"), ("abc,cde->abde", "b"), ("abc,cde->abde", None)],
+)
+def test_a_bias_that_is_not_one_for_each_g_is_refused(equation, bias_axes, rng):
+    wrapped = normlib.WeightNormalization(L.EinsumDense(equation, (4, 2, 2), bias_axes=bias_axes))
+    with pytest.raises(ValueError, match=r"with a bias for each g, in the same order. Received"):
+        normlib.initialize_from_data(keras.Sequential([wrapped]), random(rng, (8, 4, 5), "float32"))
+
+
 def test_mean_only_batch_normalization(rng):
     x, dy = random(rng, (8, 5, 3)), random(rng, (8, 5, 3))
     layer = normlib.MeanOnlyBatchNormalization(momentum=0.9, dtype="float64")
