@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from references import assert_close, build, call, random
+from references import assert_close, build, call, gradients, random
 
 import normlib
 
@@ -169,14 +169,26 @@ def test_an_empty_batch_changes_no_statistics(rng):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("shape", [SHAPE, (3, 48, 48, 6)], ids=["small", "compiled"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(("make", "arguments"), LAYERS[1:])
-def test_a_nan_stays_in_its_sample(make, arguments, rng):
-    x = rng.normal(size=SHAPE).astype("float32")
-    clean = make(**arguments)(tf.constant(x))
-    x[1, 2, 3, 4] = np.nan
-    dirty = make(**arguments)(tf.constant(x)).numpy()
-    np.testing.assert_array_equal(dirty[[0, 2]], clean.numpy()[[0, 2]])
-    assert np.isnan(dirty[1]).any()
+def test_what_is_not_finite_stays_in_its_sample(make, arguments, value, shape, rng):
+    x, dy = rng.normal(size=shape).astype("float32"), random(rng, shape, "float32")
+    clean_y, (clean_dx,) = gradients(make(**arguments), tf.constant(x), [], dy)
+    x[1, 2, 3, 4] = value
+    y, (dx,) = gradients(make(**arguments), tf.constant(x), [], dy)
+    for dirty, clean in ((y, clean_y), (dx, clean_dx)):
+        np.testing.assert_array_equal(dirty.numpy()[[0, 2]], clean.numpy()[[0, 2]])
+        assert np.isnan(dirty[1]).any()
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS[1:])
+def test_an_empty_batch_gives_nothing_and_gradients_of_0(make, arguments, rng):
+    layer, x = build(make, arguments, SHAPE, "float32", rng), tf.zeros([0, *SHAPE[1:]])
+    y, (dx, *others) = gradients(layer, x, layer.trainable_variables, x)
+    assert y.shape == dx.shape == x.shape
+    for gradient, variable in zip(others, layer.trainable_variables, strict=True):
+        np.testing.assert_array_equal(gradient, np.zeros(variable.shape))
 
 
 @pytest.mark.parametrize(("make", "arguments"), LAYERS)
@@ -284,7 +296,15 @@ def test_every_option_survives_the_configuration(make, options):
             assert getattr(again, name).get_config() == value.get_config()
 
 
-@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        *LAYERS,
+        (normlib.LayerNormalization, {"axis": -1}),
+        (normlib.LayerNormalization, {"axis": [-1, -2]}),
+        (normlib.GroupNormalization, {"groups": 2, "axis": -1}),
+    ],
+)
 def test_building_does_not_change_the_configuration(make, arguments):
     layer = make(**arguments)
     before = layer.get_config()
@@ -395,7 +415,6 @@ def test_a_layer_without_a_kernel_is_refused():
 @pytest.mark.parametrize(
     ("make", "arguments", "error", "message"),
     [
-        (normlib.BatchNormalization, {"epsilon": -1}, ValueError, r"`epsilon` must be.*Received: epsilon=-1"),
         (
             normlib.BatchNormalization,
             {"momentum": 1.5},
@@ -432,6 +451,12 @@ def test_bad_arguments_are_refused(make, arguments, error, message):
 def test_bad_axes_and_groups_are_refused(make, arguments, shape, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments).build(shape)
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_a_negative_epsilon_is_refused(make, arguments):
+    with pytest.raises(ValueError, match=r"`epsilon` must be.*Received: epsilon=-0.001"):
+        make(**arguments, epsilon=-1e-3)
 
 
 @pytest.mark.parametrize(("make", "arguments"), LAYERS)
