@@ -99,6 +99,9 @@ def standardize(
         tuple(axes), float(epsilon), center, groups, gamma is not None, beta is not None, mask, all_reduce
     )
     run = functools.partial(_run, plan)
+    if mask is not None:
+        # A masked position may hold anything: what cannot be squared, such as NaN, is taken for 0.
+        x = tf.where(mask | tf.math.is_finite(tf.square(_widen(x))), x, tf.zeros_like(x))
 
     @tf.custom_gradient
     def forward(x, *parameters):
@@ -174,11 +177,10 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     x_hat = (_widen(x) - origin - residue) * inv_std
     dy = _widen(dy)
     gamma = tf.cast(parameters[0], dy.dtype) if plan.scale else tf.ones([1] * x.shape.rank, dy.dtype)
-    # A masked position may hold anything, NaN too, as long as the loss does not see it.
-    dy_x_hat = dy * x_hat if plan.mask is None else tf.math.multiply_no_nan(x_hat, dy)
+    dy_x_hat = dy * x_hat
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
-    if all(parameter.shape[axis] == 1 for parameter in (gamma, *parameters) for axis in plan.axes):
+    if all(p.shape[axis] == 1 for p in (gamma, *parameters) for axis in plan.axes):
         sum_dy, sum_dy_x_hat = _sum(plan, dy, plan.axes), _sum(plan, dy_x_hat, plan.axes, computed=True)
         along_one, along_x_hat = average(gamma * sum_dy), average(gamma * sum_dy_x_hat)
     else:
@@ -419,7 +421,9 @@ def _weight_normalize_gradients(plan, dw, v, g):
 
 
 def _inverse_length(plan, v):
-    return tf.math.reciprocal_no_nan(tf.sqrt(_sum(plan, tf.square(v), plan.axes, computed=True)))
+    squared = _sum(plan, tf.square(v), plan.axes, computed=True)
+    some = tf.not_equal(squared, 0.0)  # of 0 the root has no derivative, and must not be taken
+    return tf.math.reciprocal_no_nan(tf.where(some, tf.sqrt(tf.where(some, squared, 1.0)), 0.0))
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -519,7 +523,7 @@ class _Normalization(keras.layers.Layer):
                 setattr(self, name, self._add_parameter(name, tuple(sizes.values()), options))
         self.input_spec = keras.layers.InputSpec(
             ndim=len(input_shape) if self._keeps_rank else None,
-            min_ndim=max(2, *(axis + 1 if axis >= 0 else -axis for axis in sizes)),
+            min_ndim=max(axis + 1 if axis >= 0 else -axis for axis in sizes),
             axes=sizes,
         )
         self.built = True
@@ -727,15 +731,17 @@ class BatchNormalization(_Normalization):
         return tf.cast(_run(plan, _standardize_by, x, *wide), self.compute_dtype)
 
     def _average(self, statistics):
-        """Move each channel's statistics, but for those of which one would not be finite."""
-        moving, new = [getattr(self, name) for name in self._statistics], []
-        for variable, batch in zip(moving, statistics, strict=True):
-            old = _widen(tf.convert_to_tensor(variable))
+        """Move each channel's statistics, together: none of those of which one would not be finite."""
+        averaged = []
+        for name, batch in zip(self._statistics, statistics, strict=True):
+            moving = getattr(self, name)
+            old = _widen(tf.convert_to_tensor(moving))
             batch = tf.cast(tf.reshape(batch, old.shape), old.dtype)
-            new.append(tf.cast(old * self.momentum + batch * (1.0 - self.momentum), variable.dtype))
-        finite = functools.reduce(tf.logical_and, map(tf.math.is_finite, new))
-        for variable, value in zip(moving, new, strict=True):
-            variable.assign(tf.where(finite, value, variable))
+            new = tf.cast(old * self.momentum + batch * (1.0 - self.momentum), moving.dtype)
+            averaged.append((moving, new))
+        finite = functools.reduce(tf.logical_and, [tf.math.is_finite(new) for _, new in averaged])
+        for moving, new in averaged:
+            moving.assign(tf.where(finite, new, moving))
 
 
 def _check_mask(mask, inputs):
@@ -970,9 +976,9 @@ class WeightNormalization(keras.layers.Wrapper):
         """Give g and the bias the values with which these inputs have outputs of mean 0 and deviation 1."""
         layer, (_, _, g) = self.layer, self._kernels[-1]
         bias = getattr(layer, "bias", None)
-        if bias is None or len(bias.shape) != 1 or bias.shape[0] != math.prod(g.shape):
+        if bias is None or math.prod(bias.shape) != math.prod(g.shape) or not _biases_each_unit(layer):
             raise ValueError(
-                f"Expected a wrapped layer with a bias along one axis, for each output. Received: {layer!r}"
+                f"Expected a wrapped layer with a bias for each g, in the same order. Received: {layer!r}"
             )
         self._waits_for_data, activation = False, layer.activation
         layer.activation = keras.activations.linear
@@ -982,8 +988,10 @@ class WeightNormalization(keras.layers.Wrapper):
             t = _widen(self(inputs))
         finally:
             layer.activation = activation
-        units = 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else t.shape.rank - 1
-        mean, variance = tf.nn.moments(t, [axis for axis in range(t.shape.rank) if axis != units])
+        channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
+        start = 1 if channels_first else t.shape.rank - len(bias.shape)
+        units = [start + axis for axis, size in enumerate(bias.shape) if size > 1]
+        mean, variance = tf.nn.moments(t, [axis for axis in range(t.shape.rank) if axis not in units])
         if not bool(tf.reduce_all(variance > 0)):
             raise ValueError(
                 f"Expected inputs with which every output of {layer.name} varies. Received: {inputs!r}"
@@ -1027,6 +1035,15 @@ def _kernels(layer):
     if not found:
         raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
     return found
+
+
+def _biases_each_unit(layer):
+    """Whether the bias has the axes of g, in their order: of several axes it has them as the equation says."""
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return True
+    operands, output = layer.equation.split("->")
+    units = [label for label in operands.split(",")[1] if label in output]
+    return units == [label for label in output if label in layer.bias_axes]
 
 
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
@@ -1106,7 +1123,7 @@ def recalibrate(model, data):
     Reference: Wu and Johnson 2021 (arXiv:2105.07576), section 3.1.
     """
     layers = _layers_of(BatchNormalization, model)
-    pooled = {layer: (0.0, 0.0, 0.0) for layer in layers}
+    pooled = {layer: (0.0, 0.0, 0.0) for layer in layers}  # not by name: two blocks may give the same one
 
     def collect(layer, count, mean, variance=0.0):
         so_far, old_mean, old_variance = pooled[layer]
@@ -1128,10 +1145,9 @@ def recalibrate(model, data):
     finally:
         for layer in layers:
             layer._collect = None
-    if missed := [layer.name for layer, (count, *_) in pooled.items() if not count]:
-        raise ValueError(
-            f"Expected at least one batch of data that reaches {', '.join(missed)}. Received: none"
-        )
+    for layer, (count, *_) in pooled.items():
+        if not count:
+            raise ValueError(f"Expected at least one batch of data that reaches {layer.name}. Received: none")
     for layer, (_, *statistics) in pooled.items():
         for name, value in zip(layer._statistics, statistics, strict=False):
             getattr(layer, name).assign(np.reshape(value, getattr(layer, name).shape))

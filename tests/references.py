@@ -68,22 +68,19 @@ def layer_cases():
             cases.append((f"group{shape}{groups}", normlib.GroupNormalization, {"groups": groups}, shape))
         if rank > 2:
             cases.append((f"instance{shape}", normlib.InstanceNormalization, {}, shape))
-        # Without gamma or beta, or both.
-        for absent in ({"scale": False}, {"center": False}, {"scale": False, "center": False}):
-            name = f"{shape}{sorted(absent)}"
-            cases.append((f"batch{name}", normlib.BatchNormalization, absent, shape))
-            cases.append((f"layer{name}", normlib.LayerNormalization, absent, shape))
-            cases.append((f"group{name}", normlib.GroupNormalization, {"groups": 1} | absent, shape))
-    # One case of each layer that is large enough for the compiled path.
-    for make, arguments in [
+    each = [
         (normlib.BatchNormalization, {}),
         (normlib.LayerNormalization, {}),
         (normlib.LayerNormalization, {"axis": [1, 2, 3]}),
-        (normlib.LayerNormalization, {"scale": False}),
         (normlib.GroupNormalization, {"groups": 2}),
         (normlib.InstanceNormalization, {}),
-        (normlib.RMSNormalization, {}),
-    ]:
+    ]
+    for make, arguments in each:
+        for without in ({"scale": False}, {"center": False}, {"scale": False, "center": False}):
+            cases.append((f"{make.__name__}{arguments | without}", make, arguments | without, (2, 3, 4, 6)))
+    # One case of each layer that is large enough for the compiled path.
+    without_gamma = (normlib.LayerNormalization, {"axis": [1, 2, 3], "scale": False})
+    for make, arguments in [*each, without_gamma, (normlib.RMSNormalization, {})]:
         cases.append((f"compiled-{make.__name__}{arguments}", make, arguments, (8, 26, 26, 6)))
     return cases
 

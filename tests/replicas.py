@@ -1,9 +1,10 @@
 """Two replicas against one device; run in processes of their own, because devices are fixed at the start.
 
-python replicas.py mirrored | fit
+python replicas.py mirrored | apart | fit
 python replicas.py worker INDEX PORT PORT
 """
 
+import itertools
 import json
 import os
 import sys
@@ -22,33 +23,42 @@ def example(mean):
     return x, rng.normal(size=x.shape).astype("float32"), rng.uniform(0.5, 1.5, 3).astype("float32")
 
 
-def layer_for(gamma):
+def example_mask():
+    """Nothing counts of the last images: with uneven replicas, nothing on the second one."""
+    import numpy as np
+
+    mask = np.random.default_rng(1).random((64, 5, 4)) < 0.6
+    mask[48:] = False
+    return mask
+
+
+def layer_for(gamma, synchronized=True):
     import normlib
 
-    layer = normlib.BatchNormalization(momentum=0.9, synchronized=True)
+    layer = normlib.BatchNormalization(momentum=0.9, synchronized=synchronized)
     layer.build((None, 5, 4, 3))
     layer.gamma.assign(gamma)
     return layer
 
 
-def one_step(layer, x, dy):
+def one_step(layer, x, dy, mask=None):
     """Output, dx, dgamma, dbeta of a call in training mode."""
     import tensorflow as tf
 
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = layer(x, training=True)
+        y = layer(x, training=True, mask=mask)
     return [y, *tape.gradient(y, [x, layer.gamma.value, layer.beta.value], dy)]
 
 
-def compare(outputs, moving, mean):
+def compare(outputs, moving, mean, mask=None):
     """The largest differences between the replicas' results and those of one device."""
     import numpy as np
     import tensorflow as tf
 
     x, dy, gamma = example(mean)
     layer = layer_for(gamma)
-    expected = [t.numpy() for t in one_step(layer, tf.constant(x), tf.constant(dy))]
+    expected = [t.numpy() for t in one_step(layer, tf.constant(x), tf.constant(dy), mask)]
     y, dx, dgamma, dbeta = zip(*outputs, strict=True)
     actual = [np.concatenate(y), np.concatenate(dx), sum(dgamma), sum(dbeta)]
     named = dict(zip(("y", "dx", "dgamma", "dbeta"), zip(actual, expected, strict=True), strict=True))
@@ -69,34 +79,58 @@ def mirrored():
 
     strategy = two_devices()
     results = {}
-    for name, sizes in SIZES.items():
-        for mean in (0.0, 1e4):
-            for graph in (False, True):
-                x, dy, gamma = example(mean)
-                with strategy.scope():
-                    layer = layer_for(gamma)
+    for name, mean, graph, masked in itertools.product(SIZES, (0.0, 1e4), (False, True), (False, True)):
+        x, dy, gamma = example(mean)
+        mask = example_mask() if masked else None
+        with strategy.scope():
+            layer = layer_for(gamma)
 
-                def give(values, sizes=sizes):
-                    pieces = parts(values, sizes)
-                    return strategy.experimental_distribute_values_from_function(
-                        lambda context: tf.constant(pieces[context.replica_id_in_sync_group])
-                    )
+        def step(*given, layer=layer):
+            return one_step(layer, *given)
 
-                def step(x, dy, layer=layer):
-                    return one_step(layer, x, dy)
+        def run(*given, step=step):
+            return strategy.run(step, given)
 
-                run = (
-                    tf.function(lambda x, dy, s=step: strategy.run(s, (x, dy)))
-                    if graph
-                    else (lambda x, dy, s=step: strategy.run(s, (x, dy)))
-                )
-                found = run(give(x), give(dy))
-                values = [strategy.experimental_local_results(v) for v in found]
-                outputs = [[np.asarray(v[k]) for v in values] for k in range(2)]
-                moving = (layer.moving_mean.numpy(), layer.moving_variance.numpy())
-                key = f"{name} {mean:g} {'graph' if graph else 'eager'}"
-                results[key] = compare(outputs, moving, mean)
+        given = [x, dy] if mask is None else [x, dy, mask]
+        found = (tf.function(run) if graph else run)(*(give(strategy, t, SIZES[name]) for t in given))
+        values = [strategy.experimental_local_results(v) for v in found]
+        outputs = [[np.asarray(v[k]) for v in values] for k in range(2)]
+        moving = (layer.moving_mean.numpy(), layer.moving_variance.numpy())
+        key = f"{name} {mean:g} {'graph' if graph else 'eager'} {'masked' if masked else ''}"
+        results[key] = compare(outputs, moving, mean, mask)
     return results
+
+
+def give(strategy, values, sizes):
+    """The replicas' parts of the values, each to its own."""
+    import tensorflow as tf
+
+    pieces = parts(values, sizes)
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(pieces[context.replica_id_in_sync_group])
+    )
+
+
+def apart():
+    """Without synchronization: each replica's outputs are its own, the moving statistics the mean of theirs."""
+    import numpy as np
+    import tensorflow as tf
+
+    strategy = two_devices()
+    x, _, gamma = example(0.0)
+    with strategy.scope():
+        layer = layer_for(gamma, synchronized=False)
+    found = strategy.run(lambda x: layer(x, training=True), (give(strategy, x, SIZES["uneven"]),))
+    alone = [layer_for(gamma, synchronized=False) for _ in range(2)]
+    expected = [
+        a(tf.constant(p), training=True) for a, p in zip(alone, parts(x, SIZES["uneven"]), strict=True)
+    ]
+    pairs = list(zip(strategy.experimental_local_results(found), expected, strict=True))
+    for name in ("moving_mean", "moving_variance"):
+        own = [getattr(a, name).numpy() for a in alone]
+        assert np.max(np.abs(own[0] - own[1])) > 1e-3
+        pairs.append((getattr(layer, name).numpy(), sum(own) / 2))
+    return [float(np.max(np.abs(np.asarray(a) - np.asarray(e)))) for a, e in pairs]
 
 
 def fit():
@@ -171,4 +205,8 @@ def worker(index, *ports):
 
 
 if __name__ == "__main__":
-    print(json.dumps({"mirrored": mirrored, "fit": fit, "worker": worker}[sys.argv[1]](*sys.argv[2:])))
+    print(
+        json.dumps(
+            {"mirrored": mirrored, "apart": apart, "fit": fit, "worker": worker}[sys.argv[1]](*sys.argv[2:])
+        )
+    )

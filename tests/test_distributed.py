@@ -22,9 +22,13 @@ def result(process):
 
 def test_two_devices_equal_one_in_a_custom_loop():
     found = result(start("mirrored"))
-    assert len(found) == 8
+    assert len(found) == 16
     for case, differences in found.items():
         assert max(differences.values()) < 5e-6, (case, differences)
+
+
+def test_without_synchronization_two_devices_average_their_moving_statistics():
+    assert max(result(start("apart"))) < 1e-6
 
 
 def test_two_devices_equal_one_in_fit():

@@ -56,6 +56,24 @@ def test_second_derivatives_in_a_jitted_step(make, arguments, shape, rng):
     assert_close(jitted, product(lambda x: plain_layer(layer, x)), 1e-10)
 
 
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_a_batch_of_unknown_size(make, arguments, rng):
+    """One graph has both ways: the compiled one and the other, chosen by the size that it meets."""
+    layer = build(make, arguments, LARGE, "float64", rng)
+    variables, unknown = layer.trainable_variables, tf.TensorSpec([None, *LARGE[1:]], "float64")
+
+    @tf.function(input_signature=[unknown, unknown])
+    def step(x, dy):
+        return gradients(lambda x: call(layer, x), x, variables, dy)
+
+    for batch in (3, 8):
+        x, dy = (random(rng, (batch, *LARGE[1:])) for _ in range(2))
+        y, found = step(x, dy)
+        expected_y, expected = gradients(lambda x: plain_layer(layer, x), x, variables, dy)
+        for a, b in zip([y, *found], [expected_y, *expected], strict=True):
+            assert_close(a, b, 1e-12)
+
+
 @pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize(("make", "arguments"), LAYERS)
 def test_gradient_checkpointing(make, arguments, shape, rng):

@@ -15,6 +15,7 @@ PAIRS = [
     ("LayerNormalization", {}, (4, 3)),
     ("LayerNormalization", {"axis": [1, 2, 3]}, (2, 3, 4, 5)),
     ("LayerNormalization", {"axis": 1, "center": False}, (2, 3, 4, 5)),
+    ("LayerNormalization", {"axis": [1, -1], "scale": False}, (2, 3, 4, 5)),
     ("LayerNormalization", {"axis": [1, -1]}, (8, 26, 26, 6)),
     ("LayerNormalization", {"axis": [1, 2], "rms_scaling": True}, (2, 3, 4, 5)),
     ("GroupNormalization", {"groups": 2}, (2, 4, 5, 6)),

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from references import assert_close, build, call, random
+from references import assert_close, build, call, gradients, random
 
 import normlib
 
@@ -122,30 +122,42 @@ def test_masked_gradient_equals_autodiff(rng):
         assert_close(a, b, 1e-12)
 
 
-def test_nan_at_a_masked_position_stays_there(rng):
-    x = rng.normal(size=(4, 6, 3)).astype("float32")
-    x[0, 5] = np.nan
-    mask = np.ones((4, 6), bool)
+@pytest.mark.parametrize("value", [np.nan, np.inf, np.finfo("float32").min])
+def test_what_a_masked_position_holds_is_as_good_as_0(value, rng):
+    x, weights, direction = (rng.normal(size=(4, 6, 3)).astype("float32") for _ in range(3))
+    mask = rng.random((4, 6)) < 0.6
     mask[0, 5] = False
-    layer = normlib.BatchNormalization()
-    x = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x, training=True, mask=mask)
-        loss = tf.reduce_sum(tf.boolean_mask(y, mask) ** 3)
-    gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
-    assert all(np.isfinite(g).all() for g in gradients)
-    assert np.isfinite(layer.moving_mean).all()
+
+    def derivatives(value):
+        """The moving statistics, and the first and second derivatives of a loss that does not see what is masked."""
+        x[0, 5] = value
+        layer, inputs = normlib.BatchNormalization(momentum=0.0), tf.constant(x)
+        layer.build(x.shape)
+        watched = [inputs, layer.gamma.value, layer.beta.value]
+        with tf.GradientTape() as outer:
+            outer.watch(watched)
+            with tf.GradientTape() as inner:
+                inner.watch(watched)
+                y = layer(inputs, training=True, mask=mask)
+                loss = tf.reduce_sum(tf.boolean_mask(weights * y**3, mask))
+            first = inner.gradient(loss, watched)
+            along = tf.reduce_sum(direction * first[0]) + sum(tf.reduce_sum(f) for f in first[1:])
+        return [layer.moving_mean, layer.moving_variance, *first, *outer.gradient(along, watched)]
+
+    for found, expected in zip(derivatives(value), derivatives(0.0), strict=True):
+        assert np.isfinite(expected).all()
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_statistics_that_are_not_finite_are_not_averaged_in(rng):
-    layer = build(normlib.BatchNormalization, {}, (4, 3), "float32", rng)
+    layer = build(normlib.BatchNormalization, {}, (2, 4), "float32", rng)
     before = layer.get_weights()[2:]
-    y = layer(tf.constant([[np.nan, 1.0, np.inf], [1.0, 2.0, 1.0]], "float32"), training=True)
+    # 1e20 has a finite mean, but no finite variance.
+    y = layer(tf.constant([[np.nan, 1.0, np.inf, 1e20], [1.0, 2.0, 1.0, -3e20]], "float32"), training=True)
     assert np.isnan(y.numpy()[:, 0]).all()
     after = layer.get_weights()[2:]
     for a, b in zip(before, after, strict=True):
-        np.testing.assert_array_equal(a[[0, 2]], b[[0, 2]])
+        np.testing.assert_array_equal(a[[0, 2, 3]], b[[0, 2, 3]])
         assert a[1] != b[1]
 
 
@@ -157,14 +169,26 @@ def test_an_empty_batch_changes_no_statistics(rng):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("shape", [SHAPE, (3, 48, 48, 6)], ids=["small", "compiled"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(("make", "arguments"), LAYERS[1:])
-def test_a_nan_stays_in_its_sample(make, arguments, rng):
-    x = rng.normal(size=SHAPE).astype("float32")
-    clean = make(**arguments)(tf.constant(x))
-    x[1, 2, 3, 4] = np.nan
-    dirty = make(**arguments)(tf.constant(x)).numpy()
-    np.testing.assert_array_equal(dirty[[0, 2]], clean.numpy()[[0, 2]])
-    assert np.isnan(dirty[1]).any()
+def test_what_is_not_finite_stays_in_its_sample(make, arguments, value, shape, rng):
+    x, dy = rng.normal(size=shape).astype("float32"), random(rng, shape, "float32")
+    clean_y, (clean_dx,) = gradients(make(**arguments), tf.constant(x), [], dy)
+    x[1, 2, 3, 4] = value
+    y, (dx,) = gradients(make(**arguments), tf.constant(x), [], dy)
+    for dirty, clean in ((y, clean_y), (dx, clean_dx)):
+        np.testing.assert_array_equal(dirty.numpy()[[0, 2]], clean.numpy()[[0, 2]])
+        assert np.isnan(dirty[1]).any()
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS[1:])
+def test_an_empty_batch_gives_nothing_and_gradients_of_0(make, arguments, rng):
+    layer, x = build(make, arguments, SHAPE, "float32", rng), tf.zeros([0, *SHAPE[1:]])
+    y, (dx, *others) = gradients(layer, x, layer.trainable_variables, x)
+    assert y.shape == dx.shape == x.shape
+    for gradient, variable in zip(others, layer.trainable_variables, strict=True):
+        np.testing.assert_array_equal(gradient, np.zeros(variable.shape))
 
 
 @pytest.mark.parametrize(("make", "arguments"), LAYERS)
@@ -272,7 +296,15 @@ def test_every_option_survives_the_configuration(make, options):
             assert getattr(again, name).get_config() == value.get_config()
 
 
-@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        *LAYERS,
+        (normlib.LayerNormalization, {"axis": -1}),
+        (normlib.LayerNormalization, {"axis": [-1, -2]}),
+        (normlib.GroupNormalization, {"groups": 2, "axis": -1}),
+    ],
+)
 def test_building_does_not_change_the_configuration(make, arguments):
     layer = make(**arguments)
     before = layer.get_config()
@@ -383,7 +415,6 @@ def test_a_layer_without_a_kernel_is_refused():
 @pytest.mark.parametrize(
     ("make", "arguments", "error", "message"),
     [
-        (normlib.BatchNormalization, {"epsilon": -1}, ValueError, r"`epsilon` must be.*Received: epsilon=-1"),
         (
             normlib.BatchNormalization,
             {"momentum": 1.5},
@@ -420,6 +451,12 @@ def test_bad_arguments_are_refused(make, arguments, error, message):
 def test_bad_axes_and_groups_are_refused(make, arguments, shape, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments).build(shape)
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_a_negative_epsilon_is_refused(make, arguments):
+    with pytest.raises(ValueError, match=r"`epsilon` must be.*Received: epsilon=-0.001"):
+        make(**arguments, epsilon=-1e-3)
 
 
 @pytest.mark.parametrize(("make", "arguments"), LAYERS)
@@ -473,6 +510,16 @@ def test_an_input_without_features_or_an_axis_given_twice_is_refused(make, argum
     with pytest.raises(ValueError, match=r"rank 2 or more.*Received"):
         make().build((4,))
     assert make(**arguments).compute_output_shape((None, None, None, None)) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("axis", [[1, 2, 3], [-1, -3], 3])
+@pytest.mark.parametrize("make", [normlib.LayerNormalization, normlib.RMSNormalization])
+def test_an_input_without_the_axes_of_the_first_is_refused(make, axis):
+    layer = make(axis)
+    layer(tf.ones(SHAPE))
+    least = 3 if axis == [-1, -3] else 4
+    with pytest.raises(ValueError, match=rf"expected min_ndim={least}, found ndim=2.*received: \(3, 6\)"):
+        layer(tf.ones([3, 6]))
 
 
 def test_no_axis_is_refused():
@@ -587,20 +634,3 @@ def test_weight_normalization_keeps_losses_state_dtype_and_mask(rng):
 def test_what_is_not_built_cannot_be_removed():
     with pytest.raises(ValueError, match=r"that is built. Received"):
         normlib.WeightNormalization(keras.layers.Dense(4)).remove()
-
-
-@pytest.mark.parametrize("make", [normlib.LayerNormalization, normlib.RMSNormalization])
-def test_a_later_input_of_too_few_axes_is_refused(make):
-    layer = make(axis=[1, 2, 3])
-    layer.build((2, 4, 4, 3))
-    with pytest.raises(ValueError, match="min_ndim=4, found ndim=3"):
-        layer(tf.ones((2, 4, 4)))
-
-
-def test_a_channel_whose_variance_overflows_moves_neither_statistic():
-    layer = normlib.BatchNormalization(momentum=0.5)
-    x = np.ones((4, 2), "float32")
-    x[:, 0] = [1e25, -1e25, 2e25, 3e25]
-    layer(x, training=True)
-    np.testing.assert_array_equal(layer.moving_mean, [0.0, 0.5])
-    np.testing.assert_array_equal(layer.moving_variance, [1.0, 0.5])

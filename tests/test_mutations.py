@@ -45,6 +45,11 @@ FAULTS = {
         "(plan.scale, sum_dy), (plan.shift, sum_dy_x_hat)",
         "gradients",
     ),
+    "beta is taken for what is averaged": (
+        "for p in (gamma, *parameters) for",
+        "for p in (gamma,) for",
+        "gradients -k autodiff",
+    ),
     "a group's size does not count its channels": (
         "sizes.append(x.shape[plan.groups[0]] // plan.groups[1])",
         "pass",
@@ -63,10 +68,10 @@ FAULTS = {
         "gradients -k weight",
     ),
     "a vector of length zero divides by it": ("reciprocal_no_nan(", "reciprocal(", "layers -k zero"),
-    "beta is taken for what is averaged": (
-        "for parameter in (gamma, *parameters) for",
-        "for parameter in (gamma,) for",
-        "gradients -k autodiff",
+    "a vector of length zero has its root taken": (
+        "tf.sqrt(tf.where(some, squared, 1.0))",
+        "tf.sqrt(squared)",
+        "gradients -k zero",
     ),
     "offsets are not taken out first": (
         "_near_the_mean(plan, x) if cheap else _mean(plan, x, count)",
@@ -79,14 +84,14 @@ FAULTS = {
         "layers -k statistics",
     ),
     "statistics that are not finite are averaged in": (
-        "tf.where(finite, value, variable)",
-        "value",
+        "tf.where(finite, new, moving)",
+        "new",
         "layers -k finite",
     ),
     "each statistic is averaged in by itself": (
-        "tf.where(finite, value, variable)",
-        "tf.where(tf.math.is_finite(value), value, variable)",
-        "layers -k overflows",
+        "tf.where(finite, new, moving)",
+        "tf.where(tf.math.is_finite(new), new, moving)",
+        "layers -k finite",
     ),
     "the mask is ignored": ('options["mask"] = tf', 'options["groups"] = None and tf', "layers -k mask"),
     "a mask is taken for weights": (
@@ -94,9 +99,9 @@ FAULTS = {
         'tf.cast(tf.cast(mask, "float32") > 1, "bool")[..., None]',
         "layers -k mask",
     ),
-    "a masked NaN reaches the gradient": (
-        "tf.math.multiply_no_nan(x_hat, dy)",
-        "x_hat * dy",
+    "a masked NaN is computed with": (
+        "mask | tf.math.is_finite(tf.square(_widen(x)))",
+        "mask | True",
         "layers -k mask",
     ),
     "a layer that is not trainable trains": (

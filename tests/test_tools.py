@@ -167,6 +167,36 @@ def test_a_recalibration_that_fails_leaves_the_statistics(bad, rng):
     assert_close(model(x), x / np.sqrt(1.001), 1e-5)  # in inference again
 
 
+class Blocks(keras.Model):
+    """Two normalizations of one name, and a third that only some inputs reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = [normlib.BatchNormalization(name="norm") for _ in range(3)]
+
+    def call(self, x):
+        x = self.norms[1](self.norms[0](x) + 10.0)
+        return self.norms[2](x) if x.shape[0] > 1 else x
+
+
+def test_layers_of_one_name_are_recalibrated_apart(rng):
+    model, x = Blocks(), random(rng, (64, 3), "float32")
+    normlib.recalibrate(model, [x])
+    first, second, _ = model.norms
+    assert_close(first.moving_mean, np.mean(x, 0), 1e-6)
+    assert_close(second.moving_mean, np.full(3, 10.0), 1e-5)
+
+
+def test_a_recalibration_that_does_not_reach_a_layer_leaves_the_statistics(rng):
+    model, x = Blocks(), random(rng, (2, 3), "float32")
+    model(x)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"reaches norm. Received: none"):
+        normlib.recalibrate(model, [x[:1], x[1:]])
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_an_initialization_that_fails_leaves_the_weights(rng):
     first = normlib.WeightNormalization(L.Dense(3))
     model = keras.Sequential(
@@ -199,6 +229,32 @@ def test_initialized_from_data_the_outputs_have_mean_0_and_deviation_1(make, rng
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0.0, atol=1e-4)
     np.testing.assert_allclose(y.std((0, 1, 2)), 1.0, atol=1e-3)
     assert_close(model(x[:4]), y[:4], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("equation", "output_shape", "bias_axes"),
+    [("abc,cde->abde", (None, 2, 3), "de"), ("abc,cd->adb", (4, None), "d"), ("abc,cd->abd", (None, 1), "d")],
+)
+def test_a_bias_of_several_axes_is_initialized_from_data(equation, output_shape, bias_axes, rng):
+    output_shape = [size or 7 for size in output_shape]
+    wrapped = normlib.WeightNormalization(L.EinsumDense(equation, output_shape, bias_axes=bias_axes))
+    x = random(rng, (64, 7, 5), "float32")
+    normlib.initialize_from_data(keras.Sequential([wrapped]), x)
+    labels = equation.split("->")[1]
+    others = tuple(axis for axis, label in enumerate(labels) if label not in bias_axes)
+    y = wrapped(x).numpy()
+    np.testing.assert_allclose(y.mean(others), 0.0, atol=1e-4)
+    np.testing.assert_allclose(y.std(others), 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("equation", "bias_axes"),
+    [("abc,cde->abde", "e"), ("abc,ced->abde", "de"), ("abc,cde->abde", "b"), ("abc,cde->abde", None)],
+)
+def test_a_bias_that_is_not_one_for_each_g_is_refused(equation, bias_axes, rng):
+    wrapped = normlib.WeightNormalization(L.EinsumDense(equation, (4, 2, 2), bias_axes=bias_axes))
+    with pytest.raises(ValueError, match=r"with a bias for each g, in the same order. Received"):
+        normlib.initialize_from_data(keras.Sequential([wrapped]), random(rng, (8, 4, 5), "float32"))
 
 
 def test_mean_only_batch_normalization(rng):
@@ -254,34 +310,3 @@ def test_mean_only_batch_normalization(rng):
 def test_what_cannot_be_done_is_refused(call, error, message):
     with pytest.raises(error, match=rf"{message}.*Received"):
         call()
-
-
-def test_two_layers_of_one_name_are_recalibrated_each_by_itself(rng):
-    blocks = [keras.Sequential([normlib.BatchNormalization(name="norm")], name=name) for name in "ab"]
-    model = keras.Sequential([keras.Input((3,)), *blocks])
-    x = random(rng, (64, 3), "float32", mean=5.0, std=3.0)
-    normlib.recalibrate(model, [x])
-    assert_close(blocks[0].layers[-1].moving_mean, np.mean(x, 0), 1e-5)
-    assert np.all(np.abs(blocks[1].layers[-1].moving_mean) < np.abs(np.mean(x, 0)))
-
-
-def test_where_a_layer_is_not_reached_nothing_is_recalibrated(rng):
-    class Model(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.reached, self.missed = (
-                normlib.BatchNormalization(),
-                normlib.BatchNormalization(name="missed"),
-            )
-            self.missed.build((None, 3))
-
-        def call(self, x):
-            return self.reached(x)
-
-    model, x = Model(), random(rng, (8, 3), "float32")
-    model(x)
-    before = model.reached.get_weights()
-    with pytest.raises(ValueError, match="reaches missed"):
-        normlib.recalibrate(model, [x])
-    for a, b in zip(before, model.reached.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
