@@ -542,8 +542,6 @@ VERDICT_TABLES = {
     "V4": "mechanisms of drift",
     "V5": "numbers of the study of 2019",
 }
-
-
 NAMED = 12  # rows of one verdict that are named on the first pages
 
 
@@ -570,12 +568,13 @@ def verdict_summary(verdicts):
 def cells(path, notebook, media):
     """A notebook's cells as pandoc's Markdown; below its heading what it comes to."""
     heading = rf"# \1 {{#sec-{path.stem}}}\n\n" + _lead(notebook).replace("\\", r"\\")
-    code = []  # of steps that show nothing: it goes before the next that does
+    code = []  # of cells that show nothing: it goes before what the next one shows
     for cell in notebook.cells:
         if has_tag(cell, HIDDEN_TAGS):
             continue
         if cell.cell_type == "markdown":
             yield from _step(code)
+            code = []
             yield re.sub(r"^# (.*)$", heading, cell.source, flags=re.M)
             continue
         outputs = [shown for output in cell.outputs if (shown := _output(output, media))]
@@ -584,17 +583,17 @@ def cells(path, notebook, media):
             code.append(cell.source)
         if outputs:
             yield from _step(code, outputs)
+            code = []
             yield from outputs
     yield from _step(code)
 
 
 def _step(code, outputs=()):
-    """The code of a step, emptied, behind references to the figures and tables that it makes."""
+    """The code of a step, if there is any, behind references to the figures and tables that it makes."""
     if code:
-        made = re.findall(r"\{#((?:fig|tbl)-[\w-]+)", "\n".join(outputs))
-        links = " ".join(f"[]({'#' + label})" for label in made)
-        yield f"::: {{.code-cell}}\n{links}\n\n{_fence(chr(10).join(code), 'python')}\n:::"
-        code.clear()
+        made = re.findall(r"\{(#(?:fig|tbl)-[\w-]+)", "\n".join(outputs))
+        links, code = " ".join(f"[]({label})" for label in made), _fence("\n".join(code), "python")
+        yield f"::: {{.code-cell}}\n{links}\n\n{code}\n:::"
 
 
 def _lead(notebook):

@@ -321,7 +321,9 @@ def test_where_nothing_differs_there_are_no_shares():
 def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
-    told = "The difference in γ (+1.0000) comes of several causes together (90 %; without b 100 % of it is gone)."
+    told = (
+        "The difference in γ (+1.0000) comes of several causes together (90 %; without b all of it is gone)."
+    )
     assert findings.shares_message(table) == told
 
 

@@ -177,7 +177,12 @@ def test_the_readme_says_what_the_published_report_found():
 def test_the_version_is_the_same_everywhere():
     version = PROJECT["project"]["version"]
     assert importlib.metadata.version("normlib") == version
-    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {version}\n" in citation
+    readme, title = (ROOT / "README.md").read_text(), re.search('^title: "(.*)"$', citation, flags=re.M)[1]
+    year = re.search(r"^date-released: (\d+)", citation, flags=re.M)[1]
+    for field, value in {"title": title, "version": version, "year": year}.items():
+        assert f"{field} = {{{value}}}" in readme
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1] == version
 
 

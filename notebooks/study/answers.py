@@ -42,6 +42,12 @@ def _means(a, b):
     return statistics.paired_difference(*([h.accuracy.mean() for h in histories] for histories in (a, b)))
 
 
+def _as_long(histories, arm):
+    """Histories over the seeds of an arm, as if they had ended with it."""
+    step, seeds = arm[0].run.steps, {h.run.seed for h in arm}
+    return [h.until(step) for h in histories if h.run.seed in seeds]
+
+
 def literature(
     curves,
     arms,
@@ -175,9 +181,7 @@ def literature(
         f"{signed(100 * lag)} points after {int(statistics_frame.step.min())} steps (one seed)",
         holds(lag > 0.01),
     )
-    step = int(arms["noisy BN"][0].steps[-1])
-    seeds = [h.run.seed for h in arms["noisy BN"]]
-    short = {m: [h.until(step) for h in curves[m] if h.run.seed in seeds] for m in ("none", "BN", "LN")}
+    short = {m: _as_long(curves[m], arms["noisy BN"]) for m in ("none", "BN", "LN")}
 
     def losses(method):
         cuts = [
@@ -312,7 +316,8 @@ def literature(
         f"BN against a standardized first batch {of_first}; against standardized images {of_input}",
         judge(first, standardized),
     )
-    ghost, epochs = _ends(arms["ghost BN"], short["BN"]), step * arms["ghost BN"][0].run.batch_size / images
+    run = arms["ghost BN"][0].run
+    ghost, epochs = _ends(arms["ghost BN"], short["BN"]), run.steps * run.batch_size / images
     training_loss = np.mean(
         [
             g.training_loss[-100:].mean() - b.training_loss[-100:].mean()
@@ -327,7 +332,7 @@ def literature(
         f"{signed(training_loss)} nats, {epochs:.1f} epochs",
         judge(ghost)
         if epochs > 1
-        else "out of scope",  # what no image was seen twice in needs no regularizing
+        else "out of scope",  # no image was seen twice: there is nothing to regularize
     )
     table = pd.DataFrame(rows)
     return present.judged("V2", table, table.claim, table.measured, "as the table's caption says")
@@ -406,14 +411,12 @@ def questions(
         against = f"{signed(100 * (best[a] - best[b]))} points against {present.short(b)}"
         return f"{against} in the search: short runs, not settled"
 
-    step = int(arms["noisy BN"][0].steps[-1])
-    seeds = [h.run.seed for h in arms["noisy BN"]]
-    after = _means(arms["BN, after ReLU"], [h.until(step) for h in curves["BN"] if h.run.seed in seeds])
+    behind = arms["BN, after ReLU"]
+    after = _means(behind, _as_long(curves["BN"], behind))
     ask(
         "Before or after the ReLU?",
-        f"BN behind the ReLU: {points(after)} points of mean accuracy against BN before it, {len(seeds)} seeds, "
-        f"{step:,} steps "
-        f"({_TOLD[told(after)]}).",
+        f"BN behind the ReLU: {points(after)} points of mean accuracy against BN before it, {len(behind)} seeds, "
+        f"{behind[0].run.steps:,} steps ({_TOLD[told(after)]}).",
         "[Table](#tbl-arms)",
     )
     ask(
@@ -567,11 +570,8 @@ def arms_table(curves, arms):
     """
     rows = []
     for arm, histories in arms.items():
-        step = int(histories[0].steps[-1])
-        seeds = [h.run.seed for h in histories]
         whole = "LN" if arm.startswith("LN") else "BN"
-        others = {m: [h.until(step) for h in curves[m] if h.run.seed in seeds] for m in (whole, "none")}
-        against = {m: _means(histories, of) for m, of in others.items()}
+        against = {m: _means(histories, _as_long(curves[m], histories)) for m in (whole, "none")}
         rows.append(
             {
                 "arm": arm,
@@ -586,8 +586,8 @@ def arms_table(curves, arms):
 
 def why_sentence(curves, arms):
     """Why BN helps, as far as these trainings tell: what is left of its gain over plain where a part is taken away."""
-    step, seeds = int(arms["noisy BN"][0].steps[-1]), [h.run.seed for h in arms["noisy BN"]]
-    plain, whole = ([h.until(step) for h in curves[m] if h.run.seed in seeds] for m in ("none", "BN"))
+    noisy = arms["noisy BN"]
+    plain, whole = (_as_long(curves[m], noisy) for m in ("none", "BN"))
     gain = _means(whole, plain)
     if gain.low <= 0:
         return "Why BN helps cannot be told where it has no sure gain over plain."
@@ -603,7 +603,8 @@ def why_sentence(curves, arms):
         else "No part tried carries BN's gain"
     )
     shares = ", ".join(f"{arm} {_whole(share)}" for arm, share in left.items())
-    return f"{start}: of {points(gain)} points of mean accuracy over plain after {step:,} steps are left {shares}."
+    over = f"points of mean accuracy over plain in {noisy[0].run.steps:,} steps"
+    return f"{start}: of {points(gain)} {over} are left {shares}."
 
 
 def arms_message(table):

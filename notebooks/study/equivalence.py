@@ -429,7 +429,8 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
     Returns:
         DataFrame with columns mechanism, float32 and float64 (the largest difference of a traced parameter after the
         last step), rounding (the same between the changed network in float32 and in float64), band (the same in float32
-        between the own layer and the farthest of its twins, or itself in float64: what float32 leaves open) and steps.
+        between the own layer and the farthest of its twins, or itself in float64: what float32 leaves open), steps and
+        batch_size.
     """
     steps = steps or max(STEPS, base.steps // 70)
     base = replace(base, dataset="fashion_mnist", sample=True, steps=steps, evaluate_every=steps, **TRACED)
@@ -454,6 +455,7 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
             "rounding": apart(run, exact[run]),
             "band": band,
             "steps": steps,
+            "batch_size": own.batch_size,
         }
         for name, (run, against) in pairs.items()
     )

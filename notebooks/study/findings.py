@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from study import present, running, statistics, tuning
-from study.equivalence import NO_FAULT, NO_FAULT_64, fault_name
+from study.equivalence import NO_FAULT, NO_FAULT_64, STEPS, fault_name
 from study.original import INTERACTION
 
 SMALLEST = 0.005  # a smaller difference of accuracy does not matter, however sure
@@ -218,7 +218,8 @@ def shares_message(table):
         text = f"{what} comes of {cause.replace(INTERACTION, 'several causes together')} ({_share(share)}{against}"
         if cause == INTERACTION:
             gone = 1 - parts.without.dropna() / whole.difference
-            text += f"; without {gone.idxmax()} {_share(min(1.0, gone.max()))} of it is gone"
+            most = "all" if gone.max() >= 0.995 else _share(gone.max())
+            text += f"; without {gone.idxmax()} {most} of it is gone"
         told.append(f"{text})")
     text = "; ".join(told)
     return f"{text[0].upper()}{text[1:]}."
@@ -237,13 +238,8 @@ def _either_way(whole):
     return whole.low < 0 < whole.high
 
 
-def _alone(rows):
-    """What each factor makes alone, the largest first: the rows that could be mended."""
-    return rows.difference[rows.without.notna()].sort_values(key=abs, ascending=False)
-
-
 def _share(share):
-    return "" if np.isnan(share) else f"{round(100 * share) + 0} %".replace("-", "−")
+    return "" if np.isnan(share) else f"{round(100 * float(share))} %".replace("-", "−")
 
 
 def attribution_sentence(method, table, dataset):
@@ -252,7 +248,9 @@ def attribution_sentence(method, table, dataset):
         name = f"{method.lower()}.drift.{row.quantity}.{_key(row.mechanism)}"
         present.number(name, row.difference, [row.low, row.high], "parameter")
     message = shares_message(table)
-    return f"In the training of 2019, 15 steps with {method} ({dataset}), {message[0].lower()}{message[1:]}"
+    return (
+        f"In the training of 2019, {STEPS} steps with {method} ({dataset}), {message[0].lower()}{message[1:]}"
+    )
 
 
 def drift_message(drifts, as_in_2019):
@@ -387,8 +385,9 @@ def reason_message(table):
     does."""
     rows = table[table.quantity == "accuracy"].set_index("mechanism")
     whole, accuracy = rows.iloc[-1], rows.difference.iloc[:-1]
-    most, effect = next(iter(_alone(rows).items()))
-    alone = f"the largest effect alone is that of {most}, {signed(100 * effect)} points"
+    effects = rows.difference[rows.without.notna()]  # of what could be mended
+    most = effects.abs().idxmax()
+    alone = f"the largest effect alone is that of {most}, {signed(100 * effects[most])} points"
     if _either_way(whole):
         return (
             "As trained in 2019, which of the two layers ends higher depends on the seed (TensorFlow's minus own: "
@@ -941,7 +940,7 @@ def conservation_verdicts(frames):
             present.verdict(
                 "V1",
                 f"conserved.{_key(method)}.{column}",
-                f"I16, {method}: {'still' if stays else 'moved'}: {what} (in units of the motion)",
+                f"I16, {method}: {'kept' if stays else 'moved'}, in units of the motion: {what}",
                 share,
                 CONSERVED,
                 holds,
@@ -1106,7 +1105,6 @@ def _power(value):
 
 _WHETHER = {
     "higher": "above",
-    "lower": "below",
     "alike": f"within {100 * SMALLEST:g} points of",
     "not told apart": f"but not surely by {100 * SMALLEST:g} points above",
 }
