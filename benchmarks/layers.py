@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import normlib
 
-# name, shape, own layer, Keras's layer (None: it has none), arguments
+# name, shape, the layer's name here and in Keras (None: weight normalization, of a kernel of this shape), arguments
 ROWS = [
     ("BN", (100, 28, 28, 30), "BatchNormalization", {}),
     ("BN", (64, 32, 32, 64), "BatchNormalization", {}),
@@ -36,6 +36,7 @@ ROWS = [
     ("IN", (100, 28, 28, 30), "GroupNormalization", {"groups": -1}),
     ("RMS", (100, 28, 28, 30), "RMSNormalization", {}),
     ("RMS", (64, 128, 256), "RMSNormalization", {}),
+    ("WN", (5880, 100), None, {}),
     ("BN, small", (100, 100), "BatchNormalization", {}),
     ("LN(C), small", (100, 100), "LayerNormalization", {}),
     ("GN4, small", (10, 8, 8, 16), "GroupNormalization", {"groups": 4}),
@@ -44,23 +45,37 @@ ROWS = [
 
 def contenders(name, shape, layer, arguments):
     """What is timed in a row: name -> a function of (x, dy) that gives the output and all gradients."""
-    own, theirs = getattr(normlib, layer), getattr(keras.layers, layer)
-    if name == "IN":
-        own, arguments_of_own = normlib.InstanceNormalization, {}
-    else:
-        arguments_of_own = arguments
     found = {
-        "own_ms": step(own(**arguments_of_own), shape),
-        "own_jit_ms": step(own(**arguments_of_own), shape, jit=True),
-        "keras_ms": step(theirs(**arguments), shape),
-        "keras_jit_ms": step(theirs(**arguments), shape, jit=True),
+        "own_ms": step(own_layer(name, layer, arguments), shape),
+        "own_jit_ms": step(own_layer(name, layer, arguments), shape, jit=True),
         "autodiff_ms": step(Plain(name, arguments.get("groups", 0)), shape),
     }
+    if layer:
+        theirs = getattr(keras.layers, layer)
+        found["keras_ms"] = step(theirs(**arguments), shape)
+        found["keras_jit_ms"] = step(theirs(**arguments), shape, jit=True)
     if name.startswith("BN") and len(shape) == 4:
         found["fused_ms"] = step(Fused(), shape)
     if torch_step := torch_contender(name, shape):
         found["torch_ms"] = torch_step
     return found
+
+
+def own_layer(name, layer, arguments):
+    """The layer of this project in a row."""
+    if layer is None:
+        return Weights()
+    return normlib.InstanceNormalization() if name == "IN" else getattr(normlib, layer)(**arguments)
+
+
+class Weights(keras.layers.Layer):
+    """The map under weight normalization: its input is a kernel, each column one weight vector."""
+
+    def build(self, shape):
+        self.g = self.add_weight(shape=(1, shape[-1]), initializer="ones")
+
+    def call(self, v):
+        return normlib.weight_normalize(v, self.g.value, (0,))
 
 
 def step(layer, shape, jit=False):
@@ -90,11 +105,15 @@ class Plain(keras.layers.Layer):
     def build(self, shape):
         size = shape[1:] if self.whole else shape[-1:]
         self.gamma = self.add_weight(shape=size, initializer="ones")
-        self.beta = self.add_weight(shape=size, initializer="zeros") if self.kind != "RMS" else None
+        self.beta = (
+            self.add_weight(shape=size, initializer="zeros") if self.kind not in ("RMS", "WN") else None
+        )
 
     def call(self, x):
         rank = x.shape.rank
-        if self.kind == "GN":
+        if self.kind == "WN":
+            y = x / tf.sqrt(tf.reduce_sum(tf.square(x), 0, keepdims=True))
+        elif self.kind == "GN":
             shape = [x.shape[0], -1, self.groups, x.shape[-1] // self.groups]
             y = tf.reshape(self._normalize(tf.reshape(x, shape), (1, 3)), x.shape)
         else:
@@ -134,6 +153,15 @@ def torch_contender(name, shape):
         return None
     channels = shape[-1]
     kind = name.split(",")[0]
+    if kind == "WN":
+        g = torch.ones(1, channels, requires_grad=True)
+
+        def weights(v, dw):
+            torch._weight_norm(torch.from_numpy(v.numpy()).requires_grad_(), g, 1).backward(
+                torch.from_numpy(dw.numpy())
+            )
+
+        return weights
     make = {
         "BN": lambda: torch.nn.BatchNorm2d(channels) if len(shape) == 4 else torch.nn.BatchNorm1d(channels),
         "LN(C)": lambda: torch.nn.LayerNorm(channels),
@@ -225,7 +253,7 @@ def main(arguments=None):
         )
         # At least x is read and y written, then x and dy read and dx written.
         floor = 1e3 * 5 * 4 * np.prod(shape) / speed
-        own = getattr(normlib, layer)(**arguments_of_layer)
+        own = own_layer(name, layer, arguments_of_layer)
         rows.append(
             {"layer": name, "shape": list(shape)}
             | times
@@ -235,6 +263,7 @@ def main(arguments=None):
     own = table[["own_ms", "own_jit_ms"]].min(axis=1)
     table["vs keras"] = table["keras_ms"] / table["own_ms"]
     table["vs best keras"] = table[["keras_ms", "keras_jit_ms"]].min(axis=1) / own
+    table["vs autodiff"] = table["autodiff_ms"] / own
     if "torch_ms" in table:
         table["vs torch"] = table["torch_ms"] / own
     table["of floor"] = table["floor_ms"] / own

@@ -36,7 +36,7 @@ def plain_layer(layer, x, mask=None):
         if parameter is None:
             return None
         shape = [x.shape[a] if a in axes else 1 for a in range(rank)]
-        return tf.reshape(parameter.value, shape)
+        return tf.cast(tf.reshape(parameter.value, shape), x.dtype)
 
     given = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
     features = sorted(a % rank for a in given)

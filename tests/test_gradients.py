@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from references import assert_close, build, call, gradients, layer_cases, plain_layer, random
 
 import normlib
@@ -23,6 +25,54 @@ def test_output_and_gradients_equal_autodiff_of_the_plain_formula(make, argument
     assert_close(y, expected_y, TOLERANCE[dtype])
     for ours, theirs in zip(actual, expected, strict=True):
         assert_close(ours, theirs, TOLERANCE[dtype])
+
+
+@st.composite
+def any_case(draw):
+    """A layer, arguments that make sense for a shape, the shape, a dtype, how it is called, moments of an input, a seed."""
+    rank = draw(st.integers(2, 5))
+    shape = tuple(draw(st.integers(2, 6)) for _ in range(rank))
+    kinds = ["BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"]
+    kind = draw(st.sampled_from([*kinds, "InstanceNormalization"] if rank > 2 else kinds))
+    arguments = {"epsilon": draw(st.sampled_from([1e-5, 1e-3, 1.0]))}
+    if kind == "BatchNormalization":
+        arguments["axis"] = draw(st.integers(-rank, rank - 1))
+    elif kind == "GroupNormalization":
+        arguments["groups"] = draw(st.sampled_from([g for g in range(1, 7) if shape[-1] % g == 0]))
+    elif kind != "InstanceNormalization":
+        axes = draw(st.sets(st.integers(1, rank - 1), min_size=1))
+        arguments["axis"] = draw(st.permutations([a if draw(st.booleans()) else a - rank for a in axes]))
+    if kind != "RMSNormalization":
+        arguments |= {option: draw(st.booleans()) for option in ("center", "scale")}
+    dtype = draw(st.sampled_from(list(OF_OUTPUT)))
+    run = draw(st.sampled_from(["eager", "graph", "compiled"]))
+    moments = draw(st.sampled_from([0.0, 1.0, -30.0])), draw(st.sampled_from([0.1, 1.0, 20.0]))
+    return getattr(normlib, kind), arguments, shape, dtype, run, moments, draw(st.integers(0, 2**31))
+
+
+# Half a unit in the last place of what is stored, and some units of what is computed with.
+OF_OUTPUT = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-5, "float64": 1e-12}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(any_case())
+def test_any_layer_equals_the_plain_formula_in_float64(case):
+    make, arguments, shape, dtype, run, (mean, std), seed = case
+    rng = np.random.default_rng(seed)
+    layer = build(make, arguments, shape, dtype, rng)
+    x, dy = random(rng, shape, dtype, mean, std), random(rng, shape, dtype, mean=0.0)
+    variables = layer.trainable_variables
+
+    def own(x):
+        return gradients(lambda x: call(layer, x), x, variables, dy)
+
+    function = own if run == "eager" else tf.function(own, jit_compile=run == "compiled", autograph=False)
+    y, actual = function(x)
+    exact = [tf.cast(t, "float64") for t in (x, dy)]
+    expected_y, expected = gradients(lambda x: plain_layer(layer, x), exact[0], variables, exact[1])
+    for ours, truth in zip([y, *actual], [expected_y, *expected], strict=True):
+        assert ours.dtype == dtype
+        assert_close(ours, truth, OF_OUTPUT[dtype])
 
 
 @pytest.mark.parametrize(("make", "arguments", "shape"), [c for c in CASES if "compiled" not in c.id])
