@@ -40,14 +40,14 @@ def serve(kind, method, threads, steps, connection):
     dataset = data.load(sample=True)
     settings = network.METHODS if kind == "own" else network.REFERENCES | {"none": {}}
     run = training.Run(sample=True, steps=steps, **settings[method])
-    model = network.build(dataset.x_train.shape[1:], run.norm, run.options, run.where)
     order = training.batch_order(len(dataset.x_train), run)
     if kind == "own":
-        stretch = training._stretch(model, run, tf.constant(order))
+        stretch, images = training.program_of(run).stretch, tf.constant(order)
 
         def turn():
-            stretch(tf.constant(0), tf.constant(steps))
+            stretch(tf.constant(0), tf.constant(steps), images, tf.constant(run.learning_rate))
     else:
+        model = network.build(dataset.x_train.shape[1:], run.norm, run.options, run.where)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(
             keras.optimizers.SGD(run.learning_rate), loss, steps_per_execution=steps // 2, jit_compile=False

@@ -11,7 +11,7 @@ report stays as it is. Whatever goes wrong, the last good report stays until a n
 Profiles, and their times on 2 cores, not the fastest, with no finished runs kept:
   smoke      4 minutes, a few steps on a sample of the data: that everything works, and evidence of nothing
   quick     10 minutes, 60 steps and 2 seeds: the notebooks by hand, and evidence of nothing
-  default   20 minutes, 800 steps and 3 seeds: speed of convergence
+  default   20 minutes, 600 steps and 3 seeds: speed of convergence
   thorough 120 minutes, 2,750 steps and 8 seeds: what is published
 Finished runs are kept: a stopped build goes on where it was, and a second one takes two to four minutes.
 

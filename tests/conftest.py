@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import build
-from study import data
+from study import data, training
 
 
 @pytest.fixture
@@ -41,7 +41,8 @@ def chromium():
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """No test finds the runs of another, or of the user."""
+    """No test finds the runs of another, or of the user, nor programs that were compiled before a fault was planted."""
+    training._shared_program.cache_clear()
     monkeypatch.setenv("NORMLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 

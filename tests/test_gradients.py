@@ -29,7 +29,7 @@ def test_output_and_gradients_equal_autodiff_of_the_plain_formula(make, argument
 
 @st.composite
 def any_case(draw):
-    """A layer, arguments that make sense for a shape, the shape, a dtype, how it is called, moments of an input, a seed."""
+    """A layer, arguments that suit the shape, the shape, a dtype, how it is called, an input's moments, a seed."""
     rank = draw(st.integers(2, 5))
     shape = tuple(draw(st.integers(2, 6)) for _ in range(rank))
     kinds = ["BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"]

@@ -430,6 +430,32 @@ def test_a_disk_that_is_full_or_may_not_be_written(where, tmp_path, capsys):
         subprocess.run(["umount", str(out)], check=True)
 
 
+TRAIN = """
+from study import running, training
+running.run_all([training.Run(sample=True, steps=2)])
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_when_a_run_is_kept(tmp_path, capsys, monkeypatch):
+    good = make(tmp_path, TEXT, SHOW)
+    before = {f.name: f.read_bytes() for f in good.iterdir() if f.is_file()}
+    (cache := tmp_path / "cache").mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(cache)], capture_output=True
+    ).returncode:
+        pytest.skip("a small file system could not be mounted")
+    try:
+        monkeypatch.setenv("NORMLIB_CACHE", str(cache))
+        told = fails(capsys, 1, tmp_path, WORDS, TRAIN)
+        assert "01_toy.ipynb, cell 3" in told and "No space left on device" in told
+        assert not list(cache.glob("*.run"))
+    finally:
+        subprocess.run(["umount", str(cache)], check=True)
+    assert {f.name: f.read_bytes() for f in good.iterdir() if f.is_file()} == before
+    make(tmp_path, WORDS, TRAIN)  # with space again, it goes on
+
+
 def test_a_missing_font_is_named(tmp_path, capsys, monkeypatch):
     other = tmp_path / "report"
     other.mkdir()

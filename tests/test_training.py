@@ -17,6 +17,29 @@ def test_the_same_run_gives_the_same_bits():
     np.testing.assert_array_equal(first.accuracy, second.accuracy)
 
 
+@pytest.mark.parametrize("method", ["none", "BN", "LN", "WN", "WN+MO", "first", "noisy BN"])
+def test_a_program_that_was_used_gives_the_bits_of_a_new_one(method):
+    run = replace(SHORT, **network.METHODS[method], trace=True)
+    new = training.train(run)
+    training.train(replace(run, seed=9, learning_rate=0.1, steps=4, validation=True, test_at_end=True))
+    used = training.train(run)
+    assert training._shared_program.cache_info().misses == 1
+    assert used.row() | {"milliseconds_per_step": 0} == new.row() | {"milliseconds_per_step": 0}
+    for part in ("trace", "weights"):
+        for name, values in getattr(new, part).items():
+            np.testing.assert_array_equal(getattr(used, part)[name], values, err_msg=name)
+
+
+def test_runs_share_a_program_if_they_differ_in_numbers_and_the_layer_is_known():
+    run = replace(SHORT, **BN)
+    program = training.program_of(run)
+    assert training.program_of(replace(run, seed=3, steps=2, learning_rate=1.0, nudge=1)) is program
+    for change in ({"batch_size": 10}, {"dtype": "float64"}, {"repeat_updates": True}, {"where": ("relu",)}):
+        assert training.program_of(replace(run, **change)) is not program
+    strange = replace(SHORT, **network.REFERENCES["WN"])
+    assert training.program_of(strange) is not training.program_of(strange)
+
+
 def test_a_worker_gives_the_same_bits_as_this_process():
     run = replace(SHORT, **network.METHODS["LN"], seed=1)
     assert running.run_all([run], jobs=2)[run].weights_hash == training.train(run).weights_hash

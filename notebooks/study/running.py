@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import resource
 import sys
 import tempfile
 import threading
@@ -35,7 +36,7 @@ from study import network, training
 LIMIT = float(
     os.environ.get("NORMLIB_CACHE_BYTES", 4e9)
 )  # of kept runs; beyond it, those used longest ago go
-MEMORY = 1.2e9  # bytes that a worker needs
+MEMORY = 1.2e9  # bytes that a worker is taken to need, until one has needed more
 EVERY = 20.0  # seconds between two lines of progress
 WITHOUT_WORKERS = 60.0  # seconds that a cluster may have none
 PARENT = os.getppid()
@@ -115,20 +116,35 @@ def _results(runs, paths, waits, jobs):
         # A worker whose memory has grown is replaced between two runs, and nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
         work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in runs)
-        workers = _workers(jobs, len(runs))
+        workers = _workers(jobs, len(runs), _needed_memory(next(iter(paths.values())).parent))
         # A cluster's backend for joblib, such as Ray's, may have no generators; what is finished is kept all the same.
         backend, _ = joblib.parallel.get_active_backend()
         form = "generator_unordered" if backend.supports_return_generator else "list"
         yield from joblib.Parallel(workers, return_as=form, batch_size=1)(work)
 
 
-def _workers(jobs, most):
-    """How many processes: no more than asked for, than cores, than fit into memory, than there is work."""
+def _workers(jobs, most, memory):
+    """How many processes: no more than asked for, than cores, than fit into memory (bytes), than there is work."""
     if jobs < 0:
         raise ValueError(f"Expected jobs of at least 0. Received: jobs={jobs}")
-    fit = max(1, int(psutil.virtual_memory().available // MEMORY))
+    fit = max(1, int(psutil.virtual_memory().available // memory))
     cores = joblib.effective_n_jobs(-1)  # here, or of the backend that joblib was told to use
     return min(jobs or cores, cores, fit, most)
+
+
+def _needed_memory(cache):
+    """Bytes that a worker needs: the most that one has had whose runs are kept in this cache."""
+    with contextlib.suppress(OSError, ValueError):  # none has been measured, or the file is damaged
+        return max(MEMORY, float((cache / "memory").read_text()))
+    return MEMORY
+
+
+def _measure_memory(cache):
+    """Remember the most memory that this process has had, if it is more than a worker is taken to need."""
+    most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if most > _needed_memory(cache):
+        with contextlib.suppress(OSError):  # it is but for the number of workers
+            _write(cache / "memory", str(most).encode())
 
 
 def _results_of_cluster(address, runs, paths, waits):
@@ -200,6 +216,7 @@ def _train_and_keep(run, path, waits):
                 try:
                     tell(0)
                     _keep(here, training.train(run, tell))
+                    _measure_memory(here.parent)
                 except Exception as error:
                     raise RuntimeError(f"This run failed: {run}: {error}") from error
                 finally:

@@ -84,7 +84,7 @@ class Run:
 PROFILES = {
     "smoke": {"sample": True, "steps": 40, "evaluate_every": 10, "seeds": 3},
     "quick": {"sample": False, "steps": 60, "evaluate_every": 20, "seeds": 2},
-    "default": {"sample": False, "steps": 800, "evaluate_every": 100, "seeds": 3},
+    "default": {"sample": False, "steps": 600, "evaluate_every": 100, "seeds": 3},
     "thorough": {"sample": False, "steps": 2750, "evaluate_every": 100, "seeds": 8},
 }
 
@@ -207,29 +207,20 @@ def train(run, progress=None):
     Returns:
         A History. The same Run gives the same bits on the same machine type, but for the milliseconds.
     """
-    dataset = load(run.dataset, run.sample)
-    model = network.build(
-        dataset.x_train.shape[1:],
-        run.norm,
-        run.options,
-        run.where,
-        seed=run.seed if run.weights_seed is None else run.weights_seed,
-        dtype=run.dtype,
-        nudge=run.nudge,
-        bias=run.bias,
-    )
-    stretch = _stretch(model, run, tf.constant(batch_order(trained_on(dataset), run)))
-    evaluate = _evaluation(model, run, "held out" if run.validation else "test")
+    program, data_of = program_of(run), tensors(run.dataset, run.sample)
+    model, rate = program.model, tf.constant(run.learning_rate, run.dtype)
+    order = tf.constant(batch_order(trained_on(load(run.dataset, run.sample)), run))
+    watched = data_of["held out" if run.validation else "test"]
 
     measured = [*range(run.evaluate_every, run.steps, run.evaluate_every), run.steps]
     training_loss, trace, scores, milliseconds = [], [], [], []
     for first, last in zip([0, *measured], measured, strict=False):
         started = time.perf_counter()
-        losses, parameters = stretch(tf.constant(first), tf.constant(last))
+        losses, parameters = program.stretch(tf.constant(first), tf.constant(last), order, rate)
         training_loss.append(losses.numpy())
         trace.append(parameters.numpy())
         milliseconds.append(1e3 * (time.perf_counter() - started) / (last - first))
-        scores.append([value.numpy() for value in evaluate()])
+        scores.append([value.numpy() for value in program.evaluate(*watched)])
         if progress:
             progress(last)
 
@@ -237,7 +228,7 @@ def train(run, progress=None):
     accuracy, loss = np.array(scores, "float64").T
     test_accuracy = float("nan") if run.validation else float(accuracy[-1])
     if run.test_at_end:
-        test_accuracy = float(_evaluation(model, run, "test")()[0])
+        test_accuracy = float(program.evaluate(*data_of["test"])[0])
     return History(
         run=run,
         steps=np.array(measured),
@@ -254,16 +245,76 @@ def train(run, progress=None):
     )
 
 
-def _stretch(model, run, order):
-    """A compiled function that makes the steps from `first` to `last`."""
+# What of a Run reaches a compiled function as a number: it is the same function whatever they are.
+NUMBERS = {
+    "seed": 0, "weights_seed": None, "nudge": 0, "learning_rate": 0.0, "steps": 1, "evaluate_every": 1,
+    "validation": False, "test_at_end": False,
+}  # fmt: skip
+PROGRAMS = 8  # kept at a time
+# Layers that hold all they know in variables. Whatever else another's layer may hold, it starts with each run anew.
+SHARED = ("normlib:", "keras.", "study.")
+
+
+class Program:
+    """A network and its compiled functions.
+
+    Attributes:
+        model: the network.
+        stretch: function of `first`, `last`, the images of each step and the learning rate, that makes the steps from
+            `first` to `last`; gives the loss at each and the traced parameters after it.
+        evaluate: function of images and labels; gives accuracy and loss.
+    """
+
+    def __init__(self, run):
+        self.model = _network(run)
+        self.stretch = _stretch(self.model, run)
+        self.evaluate = _evaluation(self.model, run)
+
+
+_shared_program = functools.lru_cache(PROGRAMS)(Program)
+
+
+def program_of(run):
+    """The Program of a run, its network at the run's initial weights: compiled once for all runs that differ in NUMBERS
+    alone, for that takes as long as a hundred steps."""
+    if run.norm and not run.norm.startswith(SHARED):
+        return Program(run)
+    program = _shared_program(dataclasses.replace(run, **NUMBERS))
+    for variable, initial in zip(program.model.variables, _network(run).variables, strict=True):
+        variable.assign(initial)
+    return program
+
+
+def _network(run):
+    return network.build(
+        load(run.dataset, run.sample).x_train.shape[1:],
+        run.norm,
+        run.options,
+        run.where,
+        seed=run.seed if run.weights_seed is None else run.weights_seed,
+        dtype=run.dtype,
+        nudge=run.nudge,
+        bias=run.bias,
+    )
+
+
+def _stretch(model, run):
     images, labels = tensors(run.dataset, run.sample)["train"]
     variables = _values(model.trainable_variables)
     of_norm = network.norm_variables(model)
     repeated = {id(v) for v in _values(of_norm.values())} if run.repeat_updates else set()
     traced = _values(of_norm.values()) if run.trace else []
 
-    @tf.function(autograph=True)
-    def stretch(first, last):
+    spec = tf.TensorSpec
+    signature = (
+        spec([], "int32"),
+        spec([], "int32"),
+        spec([None, run.batch_size], "int32"),
+        spec([], run.dtype),
+    )
+
+    @tf.function(input_signature=signature, autograph=True)
+    def stretch(first, last, order, rate):
         losses = tf.TensorArray(run.dtype, size=last - first)
         kept = tf.TensorArray(run.dtype, size=last - first)
         for step in tf.range(first, last):
@@ -274,7 +325,7 @@ def _stretch(model, run, order):
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
             for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
                 times = tf.cast(step + 1, run.dtype) if id(variable) in repeated else 1.0
-                variable.assign_sub(run.learning_rate * times * gradient)
+                variable.assign_sub(rate * times * gradient)
             losses = losses.write(step - first, loss)
             kept = kept.write(step - first, _flatten(traced, run.dtype))
         return losses.stack(), kept.stack()
@@ -282,20 +333,20 @@ def _stretch(model, run, order):
     return stretch
 
 
-def _evaluation(model, run, part, batch=50):
-    """A compiled function that gives accuracy and loss, batches that fit into a cache at a time."""
-    images, labels = tensors(run.dataset, run.sample)[part]
-    count = len(images)
+def _evaluation(model, run, batch=50):  # so many at a time fit into a cache
+    images, labels = tensors(run.dataset, run.sample)["test"]
+    signature = [tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in (images, labels)]
 
-    @tf.function
-    def evaluate():
+    @tf.function(input_signature=signature)
+    def evaluate(images, labels):
+        count = tf.shape(images)[0]
         correct, loss = tf.zeros([], "int64"), tf.zeros([], run.dtype)
         for first in tf.range(0, count, batch):
             x, y = tf.cast(images[first : first + batch], run.dtype), labels[first : first + batch]
             logits = model(x, training=False)
             correct += tf.math.count_nonzero(tf.argmax(logits, 1) == y)
             loss += tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
-        return correct / count, loss / count
+        return correct / tf.cast(count, "int64"), loss / tf.cast(count, run.dtype)
 
     return evaluate
 
