@@ -470,7 +470,7 @@ class _Normalization(keras.layers.Layer):
         for name, value in bound.arguments.items():
             setattr(self, name, self._checked(name, value))
         self.gamma = self.beta = None
-        self.supports_masking, self.autocast = self._supports_mask, self._autocasts
+        self.supports_masking, self.autocast = self._supports_mask, self.autocast and self._autocasts
 
     def _checked(self, name, value):
         if name == "axis":
@@ -479,7 +479,7 @@ class _Normalization(keras.layers.Layer):
         if name in ("epsilon", "momentum"):
             return _number(name, value, 1.0 if name == "momentum" else math.inf)
         if name == "rms_scaling" and value:
-            warnings.warn("rms_scaling=True does not centre; use RMSNormalization", stacklevel=2)
+            warnings.warn("rms_scaling=True is deprecated: use RMSNormalization", stacklevel=2)
         return _kind(name).get(value) if _kind(name) else value
 
     def _given_axes(self):
@@ -507,15 +507,16 @@ class _Normalization(keras.layers.Layer):
 
     def build(self, input_shape):
         self._check_axes(input_shape)
+        center, scale = self.center and not self.rms_scaling, self.scale or self.rms_scaling
+        sized = center or scale or self._keeps_rank
         for axis in self._given_axes():
-            if input_shape[axis] is None:
+            if sized and input_shape[axis] is None:
                 raise ValueError(
                     f"Axis {axis} of input tensor should have a defined dimension but the layer received an input "
                     f"with shape {tuple(input_shape)}. Received: axis={self.axis}"
                 )
         # As in Keras, the sizes follow the axes as given in ascending order, negative ones first.
         sizes = {axis: input_shape[axis] for axis in sorted(self._given_axes())}
-        center, scale = self.center and not self.rms_scaling, self.scale or self.rms_scaling
         for name, wanted in (("gamma", scale), ("beta", center)):
             if wanted:
                 kinds = ("initializer", "regularizer", "constraint")
@@ -524,7 +525,7 @@ class _Normalization(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(
             ndim=len(input_shape) if self._keeps_rank else None,
             min_ndim=max(axis + 1 if axis >= 0 else -axis for axis in sizes),
-            axes=sizes,
+            axes=sizes if sized else None,
         )
         self.built = True
 
@@ -539,7 +540,7 @@ class _Normalization(keras.layers.Layer):
         return tf.reshape(parameter, [sizes.get(axis, 1) for axis in range(rank)])
 
     def _standardize(self, x, **options):
-        _check_floating(x)
+        x = _floating(x)
         rank = x.shape.rank
         gamma, beta = (self._broadcast(parameter, rank) for parameter in (self.gamma, self.beta))
         y, mean, variance = standardize(
@@ -590,9 +591,11 @@ def _integer(name, value):
         ) from None
 
 
-def _check_floating(x):
+def _floating(x):
+    x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating:
         raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}")
+    return x
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -627,7 +630,7 @@ class LayerNormalization(_Normalization):
     def call(self, inputs):
         if not self.rms_scaling:
             return super().call(inputs)
-        x = _widen(inputs)
+        x = _widen(_floating(inputs))
         variance = tf.math.reduce_variance(x, self._features(x.shape.rank), keepdims=True)
         gamma = tf.cast(self._broadcast(self.gamma, x.shape.rank), x.dtype)
         return tf.cast(x * tf.math.rsqrt(variance + self.epsilon) * gamma, self.compute_dtype)
@@ -645,8 +648,9 @@ class BatchNormalization(_Normalization):
     In inference, and where `trainable` is False, the moving statistics take the place of the batch's. Statistics of
     nothing (an empty batch, a mask that is False throughout) or that are not finite are not averaged in.
 
-    As with Keras's layer, a forward pass that is computed again (checkpointing) averages again, and inside
-    `tf.vectorized_map` the moving statistics are not updated.
+    As with Keras's layer, a forward pass that is computed again (checkpointing) averages again; `tf.vectorized_map`
+    averages in only its first element's statistics; and on several CPU devices TensorFlow refuses to compile a
+    replica's step as a whole (`jit_compile=True`).
 
     Shapes: input any rank from 2; gamma, beta and the moving statistics (size of `axis`,); output like the input.
 
@@ -724,7 +728,7 @@ class BatchNormalization(_Normalization):
         return y
 
     def _infer(self, x):
-        _check_floating(x)
+        x = _floating(x)
         given = (self.moving_mean, self.moving_variance, self.gamma, self.beta)
         wide = [tf.cast(self._broadcast(p, x.shape.rank), _wide(x.dtype)) for p in given if p is not None]
         plan = _Plan((), self.epsilon, scale=self.gamma is not None, shift=self.beta is not None)
@@ -782,7 +786,7 @@ class MeanOnlyBatchNormalization(BatchNormalization):
     scale = False
 
     def _standardize(self, x, mask=None, all_reduce=None):
-        _check_floating(x)
+        x = _floating(x)
         x_wide = _widen(x)
         plan = _Plan(self._reduction_axes(x.shape.rank), mask=mask, all_reduce=all_reduce)
         count = _count(plan, x)
@@ -790,7 +794,7 @@ class MeanOnlyBatchNormalization(BatchNormalization):
         return self._shift(deviation), tf.stop_gradient(tf.where(count > 0, origin + residue, math.nan))
 
     def _infer(self, x):
-        _check_floating(x)
+        x = _floating(x)
         mean = self._broadcast(self.moving_mean, x.shape.rank)
         return self._shift(_widen(x) - tf.cast(mean, _wide(x.dtype)))
 
@@ -897,8 +901,8 @@ class RMSNormalization(_Normalization):
         self.scale = self.add_weight(shape=shape, name="scale", **options)  # Keras's name for this gamma
         return self.scale
 
-    def call(self, inputs):
-        return self._standardize(inputs, center=False)[0]
+    def call(self, x):
+        return self._standardize(x, center=False)[0]
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -932,7 +936,7 @@ class WeightNormalization(keras.layers.Wrapper):
         if isinstance(layer, (keras.layers.Embedding, keras.layers.MultiHeadAttention)) or not (
             hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel") or not layer.built
         ):
-            raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
+            raise ValueError(f"Expected a layer that contains a `kernel`, such as Dense. Received: {layer!r}")
         self.supports_masking = layer.supports_masking
         self.autocast = False  # the layer casts what it computes with
         self._waits_for_data, self._kernels = False, []
@@ -1033,7 +1037,7 @@ def _kernels(layer):
         if isinstance(v := getattr(layer, name, None), keras.Variable):
             found.append((name, v, _vector_axes(layer, name, v)))
     if not found:
-        raise ValueError(f"Expected a layer with a kernel, such as Dense or Conv2D. Received: {layer!r}")
+        raise ValueError(f"Expected a layer that contains a `kernel`, such as Dense. Received: {layer!r}")
     return found
 
 

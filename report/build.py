@@ -316,13 +316,16 @@ class QuietKernel(AsyncKernelManager):
         await super()._async_launch_kernel(kernel_cmd, **options | {"stderr": subprocess.DEVNULL})
 
 
-# The last cell: what a thread has to say reaches the notebook only while a cell runs. joblib's thread waits for work.
+# The last cell: what a thread has to say reaches the notebook only while a cell runs (joblib's waits for work), and
+# what is recorded only with what is displayed.
 LAST = """
-import threading, time
+import sys, threading, time
 until = time.monotonic() + 10
 for thread in threading.enumerate():
     if not thread.daemon and thread.name not in ("MainThread", "ExecutorManagerThread"):
         thread.join(max(0, until - time.monotonic()))
+if "study.present" in sys.modules and (lost := sys.modules["study.present"].waiting()):
+    raise RuntimeError(f"Expected a figure, a table or a sentence behind all that is recorded. Received: {lost}")
 """
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -97,6 +98,19 @@ def test_vectorized_map(make, arguments, shape, rng):
     batches = random(rng, (3, *shape))
     mapped = tf.vectorized_map(lambda x: call(layer, x), batches)
     assert_close(mapped, tf.stack([call(layer, x) for x in batches]), 1e-12)
+
+
+@pytest.mark.parametrize("make", [normlib.BatchNormalization, keras.layers.BatchNormalization])
+def test_vectorized_map_of_batch_normalization_averages_the_first_elements_statistics(make, rng):
+    layer = build(make, {"momentum": 0.9}, (4, 3), "float64", rng)
+    batches, before = random(rng, (5, 4, 3)), layer.moving_mean.numpy()
+    mapped = tf.vectorized_map(lambda x: layer(x, training=True), batches)
+    assert_close(
+        mapped,
+        tf.stack([make(dtype="float64")(x, training=True) for x in batches]) * layer.gamma + layer.beta,
+        1e-12,
+    )
+    assert_close(layer.moving_mean, 0.9 * before + 0.1 * np.mean(batches[0], axis=0), 1e-12)
 
 
 def test_vectorized_map_of_batch_normalization_in_inference(rng):

@@ -326,6 +326,37 @@ def test_unknown_batch_and_image_sizes(make, arguments, rng):
         assert_close(model.predict(x, verbose=0), layer(x), 1e-6)
 
 
+@pytest.mark.parametrize("make", [normlib.LayerNormalization, keras.layers.LayerNormalization])
+def test_without_parameters_any_size_will_do(make, rng):
+    layer = make(axis=1, center=False, scale=False)
+    layer.build((None, None, 4))
+    for size in (3, 60):
+        x = rng.normal(size=(2, size, 4)).astype("float32")
+        assert_close(layer(x), (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-3), 1e-5)
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_numpy_arrays_in_a_stateless_call(make, arguments, rng):
+    layer = build(make, arguments, SHAPE, "float32", rng)
+    x = rng.normal(size=SHAPE).astype("float32")
+    for mode in ({"training": True}, {"training": False}) if "moving_mean" in vars(layer) else ({},):
+        y, _ = layer.stateless_call(layer.trainable_variables, layer.non_trainable_variables, x, **mode)
+        np.testing.assert_array_equal(y, layer(x, **mode))
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_an_exported_model_gives_the_same_outputs(make, arguments, tmp_path, rng):
+    model = keras.Sequential(
+        [keras.Input(SHAPE[1:]), make(**arguments), normlib.WeightNormalization(keras.layers.Conv2D(4, 2))]
+    )
+    model.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in model.get_weights()])
+    model.export(tmp_path, verbose=False)
+    exported = tf.saved_model.load(tmp_path)
+    for batch in (2, 700):  # small, and large enough for the compiled path
+        x = rng.normal(size=(batch, *SHAPE[1:])).astype("float32")
+        assert_close(exported.serve(x), model(x), 1e-5)
+
+
 @pytest.mark.parametrize(
     "run", [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}], ids=str
 )
@@ -405,7 +436,7 @@ def test_a_vector_of_length_zero_gives_zero():
 
 
 def test_a_layer_without_a_kernel_is_refused():
-    with pytest.raises(ValueError, match=r"Expected a layer with a kernel.*Received"):
+    with pytest.raises(ValueError, match=r"Expected a layer that contains a `kernel`.*Received"):
         normlib.WeightNormalization(keras.layers.Embedding(3, 2))
 
 

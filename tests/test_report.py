@@ -517,6 +517,11 @@ def test_an_exception_in_a_thread_is_a_failure(capsys, tmp_path):
     assert "after its last cell: an exception in a thread" in fails(capsys, 1, tmp_path, WORDS, start)
 
 
+def test_a_number_that_no_display_carries_is_a_failure(capsys, tmp_path):
+    told = fails(capsys, 1, tmp_path, WORDS, SHOW, 'present.number("late", 1.0)')
+    assert "after its last cell: RuntimeError: Expected a figure" in told and "late" in told
+
+
 def test_a_kernel_that_dies_is_a_failure(capsys, tmp_path):
     told = fails(capsys, 1, tmp_path, TEXT, "import os; os._exit(1)", "print('never')")
     assert "01_toy.ipynb" in told

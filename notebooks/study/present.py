@@ -184,6 +184,11 @@ def runs(groups):
     _pending.setdefault("runs", []).extend(h.row() for histories in groups.values() for h in histories)
 
 
+def waiting():
+    """What is recorded, and not displayed yet."""
+    return dict(_pending)
+
+
 # --- what a figure draws ---------------------------------------------------------------------------------------------
 
 
