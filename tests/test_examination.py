@@ -490,6 +490,14 @@ CHANNELS, IMAGES = "[(4,), (4,)]", "[(6, 5, 4), (6, 5, 4)]"  # the shapes of gam
             f"Its parameters have the shapes {IMAGES} rather than {CHANNELS}. It has this fault: "
             f"{faulty.FAULTS['parameters of the whole sample']}.",
         ),
+        (UnbiasedInTheOutput, f"It has this fault: {faulty.FAULTS['unbiased variance in the output']}."),
+        (EpsilonOutside, f"It has this fault: {faulty.FAULTS['epsilon outside the root']}."),
+        (EachImage, f"It has this fault: {faulty.FAULTS['statistics of each sample']}."),
+        (
+            LayerOfEachPixel,
+            f"It normalizes axis 3. It has this fault: {faulty.FAULTS['parameters of the whole sample']}.",
+        ),
+        (WeightWithOneLength, f"It has this fault: {faulty.WEIGHT_FAULTS['whole kernel']}."),
         (OneGamma, f"Its parameters have the shapes [(1,), (1,)] rather than {CHANNELS}."),
         (LayerUnbiased, f"It has this fault: {faulty.FAULTS['unbiased variance']}."),
         (LayerDetached, f"It has this fault: {faulty.FAULTS['detached statistics']}."),
@@ -530,8 +538,10 @@ INFERRED = {f"inference, {dtype}" for dtype in ("float32", "float64")}
         (WeightWithOneLength, IN_TRAINING | INFERRED),
     ],
 )
-def test_a_fault_that_has_no_name_is_found(candidate, differing, untrained, monkeypatch):
-    monkeypatch.setattr(examination, "_causes", lambda *_: ())  # the search in vain takes its time
+def test_what_a_fault_changes_is_found_whether_it_has_a_name_or_not(
+    candidate, differing, untrained, monkeypatch
+):
+    monkeypatch.setattr(examination, "_causes", lambda *_: ())  # the search takes its time
     certificate = examine_own(candidate)
     found = verdicts(certificate)
     assert {name for name, verdict in found.items() if verdict != "same"} == differing, certificate.text()

@@ -432,7 +432,7 @@ def test_a_disk_that_is_full_or_may_not_be_written(where, tmp_path, capsys):
 
 TRAIN = """
 from study import running, training
-running.run_all([training.Run(sample=True, steps=2)])
+running.run_all([training.Run(sample=True, steps=2, trace=True)])
 """
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import operator
 import os
 import pathlib
 import signal
@@ -209,7 +210,7 @@ def test_two_builds_at_once_train_nothing_twice(cache, tmp_path):
                 file.write(f"{{run.seed}}\\n")
             return train(run, progress)
         training.train = counted
-        running._workers = lambda jobs, most: 1  # joblib then works in this process
+        running._workers = lambda *_: 1  # joblib then works in this process
         running.run_all(RUNS)
     """
     both = [script(text), script(text)]
@@ -256,6 +257,14 @@ def test_a_worker_that_needs_more_memory_than_it_is_taken_to_makes_fewer(cache, 
     assert received[0] == 1e6 and received[1] > 1e8
     (cache / "memory").write_text("damaged")
     assert running._needed_memory(cache) == 1e6
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_calls_at_once_are_told_apart_by_name(jobs):
+    calls = {"sum": (operator.add, 1, 2), "product": (operator.mul, 3, 4)}
+    assert running.at_once(calls, jobs) == {"sum": 3, "product": 12}
+    with pytest.raises(ZeroDivisionError):
+        running.at_once(calls | {"quotient": (operator.truediv, 1, 0)}, jobs)
 
 
 def test_longest_first(monkeypatch):

@@ -317,6 +317,12 @@ def _fitting(made, theirs):
             for axes in sets
             if axes != now
         ]
+        whole = "parameters of the whole sample"
+        structures += [
+            ((*sentences, f"It has this fault: {faults[whole]}."), changed | {"fault": whole})
+            for sentences, changed in structures
+            if "axis" in changed
+        ]
     best = None
     for solving in (
         False,

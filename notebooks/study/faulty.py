@@ -9,6 +9,7 @@ import normlib
 FAULTS = {
     "none": "the plain formula, differentiated by TensorFlow",
     "unbiased variance": "the variance is divided by N − 1",
+    "unbiased variance in the output": "the variance in the output, not the moving one, is divided by N − 1",
     "one-pass variance": "the variance is the mean square minus the squared mean",
     "detached mean": "no gradient flows through the mean",
     "detached variance": "no gradient flows through the variance",
@@ -17,12 +18,14 @@ FAULTS = {
     "unbiased moving variance": "only the moving variance is that divided by N − 1",
     "parameters of the whole sample": "there is a gamma and a beta for each element of a sample",
     "the batch in inference": "inference normalizes by the batch's statistics",
+    "statistics of each sample": "each sample has statistics of its own, and the moving ones are their mean",
 }
 # The same of weight normalization:
 WEIGHT_FAULTS = {
     "none": "the plain formula, differentiated by TensorFlow",
     "detached length": "no gradient flows through the length of v",
     "first axis": "the length of v is taken over the kernel's first axis alone",
+    "whole kernel": "there is one length of v for the whole kernel",
     "epsilon": "epsilon is added to the squared length of v",
 }
 
@@ -55,8 +58,8 @@ class _Faulty:
 
     def _standardize(self, x, **_):
         rank = x.shape.rank
-        axes = self._reduction_axes(rank)
-        gamma, beta = (self._broadcast(parameter, rank) for parameter in (self.gamma, self.beta))
+        each = self.fault == "statistics of each sample"
+        axes = tuple(axis for axis in self._reduction_axes(rank) if axis or not each)
         mean = tf.reduce_mean(x, axes, keepdims=True)
         detached = tf.stop_gradient(mean) if self.fault in ("detached mean", "detached statistics") else mean
         variance = (
@@ -66,18 +69,21 @@ class _Faulty:
         )
         count = tf.cast(tf.size(x) / tf.size(variance), x.dtype)
         unbiased = variance * count / (count - 1)
-        used = unbiased if self.fault == "unbiased variance" else variance
+        used = unbiased if self.fault.startswith("unbiased variance") else variance
         if self.fault in ("detached variance", "detached statistics"):
             used = tf.stop_gradient(used)
-        root = (
-            tf.sqrt(used) + self.epsilon
-            if self.fault == "epsilon outside the root"
-            else tf.sqrt(used + self.epsilon)
-        )
-        y = (x - detached) / root
+        y = self._by(x, detached, used)
+        kept = unbiased if self.fault in ("unbiased variance", "unbiased moving variance") else variance
+        return y, *(tf.reduce_mean(s, 0, keepdims=True) if each else s for s in (mean, kept))
+
+    def _by(self, x, mean, variance):
+        """Standardized by statistics, scaled and shifted."""
+        outside = self.fault == "epsilon outside the root"
+        root = tf.sqrt(variance) + self.epsilon if outside else tf.sqrt(variance + self.epsilon)
+        gamma, beta = (self._broadcast(parameter, x.shape.rank) for parameter in (self.gamma, self.beta))
+        y = (x - mean) / root
         y = y if gamma is None else y * tf.cast(gamma, x.dtype)
-        y = y if beta is None else y + tf.cast(beta, x.dtype)
-        return y, mean, unbiased if self.fault.startswith("unbiased") else variance
+        return y if beta is None else y + tf.cast(beta, x.dtype)
 
     def get_config(self):
         return {**super().get_config(), "fault": self.fault}
@@ -88,7 +94,10 @@ class FaultyBatchNormalization(_Faulty, normlib.BatchNormalization):
     """Batch normalization with one fault of FAULTS; arguments as there, and `fault`."""
 
     def _infer(self, x):
-        return self._standardize(x)[0] if self.fault == "the batch in inference" else super()._infer(x)
+        if self.fault == "the batch in inference":
+            return self._standardize(x)[0]
+        moving = (self._broadcast(s, x.shape.rank) for s in (self.moving_mean, self.moving_variance))
+        return self._by(x, *(tf.cast(statistic, x.dtype) for statistic in moving))
 
 
 @keras.saving.register_keras_serializable("study")
@@ -109,8 +118,8 @@ class FaultyWeightNormalization(normlib.WeightNormalization):
         found = []
         for v, axes, g in self._kernels:
             v, g = tf.convert_to_tensor(v), tf.convert_to_tensor(g)
-            along = axes[:1] if self.fault == "first axis" else axes
-            square = tf.reduce_sum(tf.square(v), along, keepdims=True)
+            along = {"first axis": axes[:1], "whole kernel": range(v.shape.rank)}.get(self.fault, axes)
+            square = tf.reduce_sum(tf.square(v), tuple(along), keepdims=True)
             length = tf.sqrt(square + self.epsilon if self.fault == "epsilon" else square)
             length = tf.stop_gradient(length) if self.fault == "detached length" else length
             sizes = [1 if axis in axes else size for axis, size in enumerate(v.shape)]

@@ -186,6 +186,21 @@ def run_groups(groups, jobs=0, description="runs"):
     return {label: [histories[run] for run in runs] for label, runs in groups.items()}
 
 
+def at_once(calls, jobs=0, description="measurements"):
+    """Make several calls, one on a core. Nothing of them is kept.
+
+    Args:
+        calls: dict name -> (function, *arguments); the function can be imported.
+        jobs, description: as in `run_all`.
+
+    Returns:
+        dict name -> what the call gave.
+    """
+    work = (joblib.delayed(function)(*arguments) for function, *arguments in calls.values())
+    results = joblib.Parallel(_workers(jobs, len(calls), MEMORY), return_as="generator", batch_size=1)(work)
+    return dict(zip(calls, progress(results, description, total=len(calls), unit="part"), strict=True))
+
+
 def _work(run):
     """A run's length, roughly: in float64, and with another's layer, a step takes longer."""
     own = run.norm is None or run.norm.startswith("normlib:")
@@ -328,13 +343,13 @@ def _machine():
 
 @functools.cache
 def _code(source):
-    """What of a source decides: not its comments, docstrings and line breaks."""
+    """SHA-256 of what of a source decides: not its comments, docstrings and line breaks."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if getattr(node, "body", None) and isinstance(node.body, list):
             texts = [n for n in node.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
             node.body = [n for n in node.body if n not in texts]
-    return ast.dump(tree)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _keep(path, history):
