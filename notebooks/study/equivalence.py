@@ -307,6 +307,7 @@ def _recorded(runs, jobs, description):
 # Of a twin, one of these weights of the convolution starts one unit in the last place higher: in corners, at the edge
 # and in the middle of the kernel, in different filters.
 NUDGES = (125, 249, 373, 497, 621)
+LONG = 1_000  # steps of a Run that is for evidence, not for speed
 EARLY = 5  # steps within which float32 has hardly parted from itself, and a small fault still shows
 
 
@@ -316,7 +317,7 @@ def paired_training(base, candidate, reference, jobs=0, steps=None, twins=2):
 
     Args:
         base, candidate, reference, jobs: as in `fault_drifts`.
-        steps: how many. Default: a twentieth of the Run's, 10 at least.
+        steps: how many. Default: a twentieth of the Run's, 10 at least; of a Run over LONG a fifth.
         twins: how many, of NUDGES.
 
     Returns:
@@ -325,7 +326,7 @@ def paired_training(base, candidate, reference, jobs=0, steps=None, twins=2):
         float32 and in float64; `moving`, as `float64` but of the moving statistics; `early`, the four first of the
         traced parameters alone after EARLY steps, empty where there are none; and `steps`.
     """
-    steps = steps or max(10, base.steps // 20)
+    steps = steps or max(10, base.steps // (5 if base.steps > LONG else 20))
     own, theirs = (
         replace(base, steps=steps, evaluate_every=steps, **TRACED, **layer)
         for layer in (candidate, reference)

@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import pathlib
 import platform
-import resource
 import sys
 import tempfile
 import threading
@@ -112,39 +111,43 @@ def _results(runs, paths, waits, jobs):
     if address := os.environ.get("NORMLIB_CLUSTER"):
         yield from _results_of_cluster(address, runs, paths, waits)
         return
+    work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in runs)
+    yield from _in_workers(work, len(runs), jobs)
+
+
+def _in_workers(work, most, jobs):
+    """What joblib's delayed calls give, in any order, one of them on a core."""
     with warnings.catch_warnings():
         # A worker whose memory has grown is replaced between two runs, and nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-        work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in runs)
-        workers = _workers(jobs, len(runs), _needed_memory(next(iter(paths.values())).parent))
         # A cluster's backend for joblib, such as Ray's, may have no generators; what is finished is kept all the same.
         backend, _ = joblib.parallel.get_active_backend()
         form = "generator_unordered" if backend.supports_return_generator else "list"
-        yield from joblib.Parallel(workers, return_as=form, batch_size=1)(work)
+        yield from joblib.Parallel(_workers(jobs, most), return_as=form, batch_size=1)(work)
 
 
-def _workers(jobs, most, memory):
-    """How many processes: no more than asked for, than cores, than fit into memory (bytes), than there is work."""
+def _workers(jobs, most):
+    """How many processes: no more than asked for, than cores, than fit into memory, than there is work."""
     if jobs < 0:
         raise ValueError(f"Expected jobs of at least 0. Received: jobs={jobs}")
-    fit = max(1, int(psutil.virtual_memory().available // memory))
+    fit = max(1, int(psutil.virtual_memory().available // _needed_memory(_cache_folder())))
     cores = joblib.effective_n_jobs(-1)  # here, or of the backend that joblib was told to use
     return min(jobs or cores, cores, fit, most)
 
 
 def _needed_memory(cache):
-    """Bytes that a worker needs: the most that one has had whose runs are kept in this cache."""
+    """Bytes that a worker needs: the most that one has had at the end of a run that is kept in this cache."""
     with contextlib.suppress(OSError, ValueError):  # none has been measured, or the file is damaged
         return max(MEMORY, float((cache / "memory").read_text()))
     return MEMORY
 
 
 def _measure_memory(cache):
-    """Remember the most memory that this process has had, if it is more than a worker is taken to need."""
-    most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if most > _needed_memory(cache):
+    """Remember the memory of this process, if it is more than a worker is taken to need."""
+    size = psutil.Process().memory_info().rss
+    if size > _needed_memory(cache):
         with contextlib.suppress(OSError):  # it is but for the number of workers
-            _write(cache / "memory", str(most).encode())
+            _write(cache / "memory", str(size).encode())
 
 
 def _results_of_cluster(address, runs, paths, waits):
@@ -196,9 +199,14 @@ def at_once(calls, jobs=0, description="measurements"):
     Returns:
         dict name -> what the call gave.
     """
-    work = (joblib.delayed(function)(*arguments) for function, *arguments in calls.values())
-    results = joblib.Parallel(_workers(jobs, len(calls), MEMORY), return_as="generator", batch_size=1)(work)
-    return dict(zip(calls, progress(results, description, total=len(calls), unit="part"), strict=True))
+    work = (joblib.delayed(_named)(name, *call) for name, call in calls.items())
+    results = _in_workers(work, len(calls), jobs)
+    found = dict(progress(results, description, total=len(calls), unit="part"))
+    return {name: found[name] for name in calls}
+
+
+def _named(name, function, *arguments):
+    return name, function(*arguments)
 
 
 def _work(run):
