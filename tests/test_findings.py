@@ -318,6 +318,19 @@ def test_where_nothing_differs_there_are_no_shares():
     assert set(findings.shares_shown(table).share) == {""}
 
 
+def test_what_could_not_be_measured_is_not_called_the_same():
+    found = [
+        original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b"), quantity)
+        for quantity, sizes in {
+            "accuracy": {"": 0.0, "a": 0.1, "b": 0.0, "ab": 0.1},
+            "roughness": dict.fromkeys(("", "a", "b", "ab"), np.nan),
+        }.items()
+    ]
+    told = findings.shares_message(pd.concat(found))
+    assert told.endswith("; roughness could not be measured.")
+    assert set(findings.shares_shown(pd.concat(found)).quantity) == {"accuracy"}
+
+
 def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")

@@ -206,6 +206,9 @@ def shares_message(table):
         rows = rows.set_index("mechanism")
         whole, parts = rows.iloc[-1], rows.iloc[:-1]
         what = f"the difference in {present.symbol(quantity)} ({signed(whole.difference, 4)})"
+        if np.isnan(whole.difference):
+            told.append(f"{present.symbol(quantity)} could not be measured")
+            continue
         if parts.share.isna().all():
             told.append(f"there is no difference in {present.symbol(quantity)}")
             continue
@@ -226,7 +229,9 @@ def shares_message(table):
 
 
 def shares_shown(table):
-    """A table of `original.shares` as it is shown: in per cent, and empty for a difference of either sign."""
+    """A table of `original.shares` as it is shown: in per cent, empty for a difference of either sign, and without what
+    could not be measured."""
+    table = table[table.difference.notna()]
     last = table.groupby("quantity").tail(1).set_index("quantity")
     either = [_either_way(last.loc[quantity]) for quantity in table.quantity]
     shares = ["" if both else _share(share) for both, share in zip(either, table.share, strict=True)]
