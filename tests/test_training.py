@@ -17,6 +17,14 @@ def test_the_same_run_gives_the_same_bits():
     np.testing.assert_array_equal(first.accuracy, second.accuracy)
 
 
+def test_a_run_that_is_not_measured_ends_with_the_same_weights():
+    measured, not_measured = (training.train(replace(SHORT, **BN, evaluate_every=e)) for e in (3, None))
+    assert not_measured.weights_hash == measured.weights_hash
+    np.testing.assert_array_equal(not_measured.training_loss, measured.training_loss)
+    assert not_measured.steps == [SHORT.steps]
+    assert np.isnan([*not_measured.accuracy, *not_measured.loss, not_measured.test_accuracy]).all()
+
+
 @pytest.mark.parametrize("method", ["none", "BN", "LN", "WN", "WN+MO", "first", "noisy BN"])
 def test_a_program_that_was_used_gives_the_bits_of_a_new_one(method):
     run = replace(SHORT, **network.METHODS[method], trace=True)

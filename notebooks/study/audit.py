@@ -14,7 +14,9 @@ import pandas as pd
 
 from study import data, running, training
 
-SAME, CLOSE, OTHER = "the same bits", "not the same bits, but the same accuracy within a point", "differs"
+SAME, CLOSE, OTHER = "the same bits", "not the same bits, but close", "differs"
+# What tells whether runs of other bits are close, and how close; the second where no accuracy was measured.
+MEASURES = {"final_accuracy": 0.01, "final_training_loss": 0.01}  # of 1; nats
 
 
 def published(path):
@@ -52,7 +54,7 @@ def audit(chosen, jobs=0):
         jobs: as in `running.run_all`.
 
     Returns:
-        DataFrame with a row for each: what it is, the accuracy published and now, and the verdict.
+        DataFrame with a row for each: what it is, one of MEASURES as published and now, and the verdict.
     """
     with tempfile.TemporaryDirectory() as empty:
         kept = os.environ.get("NORMLIB_CACHE")
@@ -63,15 +65,17 @@ def audit(chosen, jobs=0):
             os.environ.pop("NORMLIB_CACHE") if kept is None else os.environ.update(NORMLIB_CACHE=kept)
     rows = []
     for run, row in chosen:
-        history, then = again[run], row["final_accuracy"]
-        now = float(history.accuracy[-1])
+        history = again[run]
+        measure = next(name for name in MEASURES if row.get(name) is not None)
+        then, now = row[measure], history.row()[measure]
         same = history.weights_hash == row["weights_hash"]
         rows.append(
             {
                 "run": f"{run.norm or 'none'}, seed {run.seed}, {run.steps:,} steps",
+                "measure": measure.replace("_", " "),
                 "published": then,
                 "now": now,
-                "verdict": SAME if same else CLOSE if abs(now - then) <= 0.01 else OTHER,
+                "verdict": SAME if same else CLOSE if abs(now - then) <= MEASURES[measure] else OTHER,
             }
         )
     return pd.DataFrame(rows)

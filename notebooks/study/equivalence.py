@@ -256,8 +256,7 @@ def fault_name(repeated, paired):
     return " and ".join(faults) or "neither"
 
 
-# Runs of which only the parameters count are measured on the fewer images.
-TRACED = {"trace": True, "validation": True}
+TRACED = {"trace": True, "evaluate_every": None}  # runs of which only the parameters count
 BOTH_FAULTS, NO_FAULT = fault_name(True, False), fault_name(False, True)
 NO_FAULT_64 = "neither, in float64"
 STEPS = 15  # that the study of 2019 looked at the drift
@@ -275,7 +274,7 @@ def fault_drifts(base, candidate, reference, jobs=0, steps=STEPS):
     Returns:
         dict fault name -> DataFrame of `drift`: both faults first, then each, then neither, then neither in float64.
     """
-    short = replace(base, steps=steps, evaluate_every=steps, **TRACED)
+    short = replace(base, steps=steps, **TRACED)
     own = replace(short, **candidate)
     # In 2019 the parameters of TensorFlow's layer were updated t times at step t, and the two networks started from
     # different weights.
@@ -327,10 +326,7 @@ def paired_training(base, candidate, reference, jobs=0, steps=None, twins=2):
         traced parameters alone after EARLY steps, empty where there are none; and `steps`.
     """
     steps = steps or max(10, base.steps // (5 if base.steps > LONG else 20))
-    own, theirs = (
-        replace(base, steps=steps, evaluate_every=steps, **TRACED, **layer)
-        for layer in (candidate, reference)
-    )
+    own, theirs = (replace(base, steps=steps, **TRACED, **layer) for layer in (candidate, reference))
     exact = [replace(run, dtype="float64") for run in (own, theirs)]
     moved = [replace(theirs, nudge=nudge) for nudge in NUDGES[:twins]]
     found = _recorded([own, theirs, *exact, *moved], jobs, "paired training")
@@ -434,10 +430,8 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
         batch_size.
     """
     steps = steps or max(STEPS, base.steps // 70)
-    base = replace(base, dataset="fashion_mnist", sample=True, steps=steps, evaluate_every=steps, **TRACED)
-    own = replace(
-        base, batch_size=50, **network.METHODS[method]
-    )  # half of it: float64 takes ten times as long
+    base = replace(base, dataset="fashion_mnist", sample=True, steps=steps, **TRACED)
+    own = replace(base, batch_size=20, **network.METHODS[method])  # few: float64 takes ten times as long
     pairs = mechanisms(method, own)
     twins = [replace(own, nudge=nudge) for nudge in NUDGES]
     singles = dict.fromkeys([own, *(run for pair in pairs.values() for run in pair)])

@@ -195,7 +195,7 @@ def drift_shares(base, method, seeds, jobs=0):
     Returns:
         (DataFrame of `shares`, dict combination -> DataFrame of `equivalence.drift` of the first seed).
     """
-    short = replace(base, steps=equivalence.STEPS, evaluate_every=equivalence.STEPS, trace=True)
+    short = replace(base, steps=equivalence.STEPS, **equivalence.TRACED)
     found = _trained(short, method, FACTORS[method], seeds, jobs, network.REFERENCES)
     drifts = {c: [equivalence.drift(*both) for both in pairs] for c, pairs in found.items()}
     frames = []
@@ -258,7 +258,7 @@ def rerun(base, jobs=0, steps=STEPS):
         method) 15 steps with a trace.
     """
     base = replace(base, steps=steps)
-    short = replace(base, steps=equivalence.STEPS, evaluate_every=equivalence.STEPS, trace=True)
+    short = replace(base, steps=equivalence.STEPS, **equivalence.TRACED)
     runs = {method: replace(base, **layer) for method, layer in OWN.items()}
     runs["TensorFlow's LN"] = replace(base, **TENSORFLOWS["LN"], repeat_updates=True)
     for method, factors in FACTORS.items():

@@ -27,6 +27,7 @@ import joblib
 import numpy as np
 import psutil
 from filelock import FileLock, Timeout
+from joblib.externals.loky import process_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
@@ -36,6 +37,7 @@ LIMIT = float(
     os.environ.get("NORMLIB_CACHE_BYTES", 4e9)
 )  # of kept runs; beyond it, those used longest ago go
 MEMORY = 1.2e9  # bytes that a worker is taken to need, until one has needed more
+GROWTH = 1.5e9  # bytes that a worker may grow by before it is replaced: TensorFlow keeps what it has compiled
 EVERY = 20.0  # seconds between two lines of progress
 WITHOUT_WORKERS = 60.0  # seconds that a cluster may have none
 PARENT = os.getppid()
@@ -48,6 +50,9 @@ DECISIVE = (
 )  # modules that decide a result
 # Whose classes a layer may derive from without a change of its key: normlib counts anyway.
 LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "tf_keras", "tensorflow_probability", "normlib"}
+
+# Each new worker imports TensorFlow; by joblib's own limit, a fifth of this, there was one every twenty programs.
+process_executor._MAX_MEMORY_LEAK_SIZE = GROWTH
 
 
 def run_all(runs, jobs=0, description="runs"):

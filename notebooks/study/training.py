@@ -19,6 +19,7 @@ from study import data, network
 HELD_OUT = 12  # of the training images, one in so many is kept back for choosing: 5,000 of 60,000
 ORDER_STREAM = 1_000  # beside the streams of the layers' initial weights, numbered from 0
 TRACED_ELEMENTS = 1_024
+NOTHING = (math.nan, math.nan)  # accuracy and loss that were not measured
 MOVING = "moving: "  # before the name of a weight that is not trained
 
 
@@ -37,7 +38,7 @@ class Run:
         steps: number of updates. Default 2,750: five epochs of 55,000 images.
         batch_size: images in an update.
         learning_rate: of plain stochastic gradient descent.
-        evaluate_every: steps between measurements on the test images.
+        evaluate_every: steps between measurements on the test images; None for none: the weights alone count.
         dtype: "float32" or "float64".
         nudge: if k > 0, the k-th weight of the convolution starts one unit in the last place higher.
         bias: whether the convolution has a bias.
@@ -59,7 +60,7 @@ class Run:
     steps: int = 2750
     batch_size: int = 100
     learning_rate: float = 0.01
-    evaluate_every: int = 100
+    evaluate_every: int | None = 100
     dtype: str = "float32"
     nudge: int = 0
     bias: bool = True
@@ -70,8 +71,8 @@ class Run:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected {name} of at least 1. Received: {name}={getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"Expected {name} of at least 1. Received: {name}={value}")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"Expected dtype 'float32' or 'float64'. Received: dtype={self.dtype!r}")
         if self.repeat_updates and self.norm is None:
@@ -83,8 +84,8 @@ class Run:
 # How much is computed, and so how much may be claimed.
 PROFILES = {
     "smoke": {"sample": True, "steps": 40, "evaluate_every": 10, "seeds": 3},
-    "quick": {"sample": False, "steps": 60, "evaluate_every": 20, "seeds": 2},
-    "default": {"sample": False, "steps": 600, "evaluate_every": 100, "seeds": 3},
+    "quick": {"sample": False, "steps": 40, "evaluate_every": 20, "seeds": 2},
+    "default": {"sample": False, "steps": 500, "evaluate_every": 100, "seeds": 3},
     "thorough": {"sample": False, "steps": 2750, "evaluate_every": 100, "seeds": 8},
 }
 
@@ -115,7 +116,8 @@ class History:
 
     Attributes:
         run: the Run.
-        steps: int [m], the steps after which the test images (or those held out: see Run) were measured.
+        steps: int [m], the steps after which the test images (or those held out: see Run) were measured; if none were,
+            the last, with nan for accuracy and loss.
         accuracy: float [m], fraction of these images classified correctly.
         loss: float [m], mean cross-entropy on these images, in nats.
         training_loss: float [steps], mean cross-entropy of each batch before its update, in nats.
@@ -149,6 +151,7 @@ class History:
         return description | {
             "final_accuracy": float(self.accuracy[-1]),
             "final_loss": float(self.loss[-1]),
+            "final_training_loss": float(self.training_loss[-1]),
             "test_accuracy": self.test_accuracy,
             "diverged": self.diverged,
             "weights_hash": self.weights_hash,
@@ -212,7 +215,8 @@ def train(run, progress=None):
     order = tf.constant(batch_order(trained_on(load(run.dataset, run.sample)), run))
     watched = data_of["held out" if run.validation else "test"]
 
-    measured = [*range(run.evaluate_every, run.steps, run.evaluate_every), run.steps]
+    between = run.evaluate_every or run.steps
+    measured = [*range(between, run.steps, between), run.steps]
     training_loss, trace, scores, milliseconds = [], [], [], []
     for first, last in zip([0, *measured], measured, strict=False):
         started = time.perf_counter()
@@ -220,7 +224,9 @@ def train(run, progress=None):
         training_loss.append(losses.numpy())
         trace.append(parameters.numpy())
         milliseconds.append(1e3 * (time.perf_counter() - started) / (last - first))
-        scores.append([value.numpy() for value in program.evaluate(*watched)])
+        scores.append(
+            [value.numpy() for value in program.evaluate(*watched)] if run.evaluate_every else NOTHING
+        )
         if progress:
             progress(last)
 

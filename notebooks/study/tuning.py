@@ -31,7 +31,7 @@ class Plan:
         steps, seeds: of each run of the search, and over how many its accuracy is averaged.
         widens: whether a grid widens where the best is at its edge.
         full: whether MAIN is trained at its own rates as long as the profile's runs, and the others a quarter as long;
-            else MAIN alone, a quarter as long.
+            else MAIN alone, a third as long.
         sizes, images: of the batches, and how many images each size is trained on.
         factors: tried around the rate in proportion to the batch, with the first seed.
         size_seeds: seeds at the best of them.
@@ -52,7 +52,7 @@ class Plan:
 PLANS = {
     "smoke": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 512), 600, (1.0,), 1),
     "quick": Plan(OTHERS, (-2,), 30, 1, False, False, (2, 512), 1_200, (1.0,), 1),
-    "default": Plan(OTHERS, (-2, -1, 0), 150, 1, True, False, (2, 32, 512), 5_000, (1.0,), 1),
+    "default": Plan(OTHERS, (-2, -1, 0), 100, 1, True, False, (2, 32, 512), 5_000, (1.0,), 1),
     "thorough": Plan(
         OTHERS, (-3, -2, -1, 0), 300, 2, True, True, (2, 8, 64, 512), 8_000, (1 / 3, 1.0, 3.0), 3
     ),
@@ -148,9 +148,9 @@ def at_best_rates(base, plan, rates, seeds):
 
     Returns:
         dict method -> list of Run. Where the plan is full, MAIN over all seeds as long as `base` and the others over
-        FEWER, a quarter as long (`part`); else MAIN alone, for a quarter.
+        FEWER, a quarter as long (`part`); else MAIN alone, for a third.
     """
-    short = part(base)
+    short = part(base, 4 if plan.full else 3)
     return {
         method: [
             replace(
