@@ -43,6 +43,7 @@ import ast
 import base64
 import collections
 import contextlib
+import copy
 import csv
 import datetime
 import importlib.metadata
@@ -473,7 +474,7 @@ def compose(notebooks, executed, results, folder, left_out):
         parts += cells(path, notebook, folder / "media")
     parts.insert(0, front_matter(results, "\n".join(parts)))
     parts.append(provenance_section(results["provenance"]))
-    parts.append("# References {-}\n\n::: {#refs}\n:::\n")
+    parts.append("::: {#appendix}\n:::\n\n# References {-}\n\n::: {#refs}\n:::\n")
     document = pf.convert_text(
         "\n\n".join(parts), extra_args=["--columns=9999"], standalone=True, pandoc_path=PANDOC
     )
@@ -774,6 +775,8 @@ def write_html(document, folder):
                 return _folded(f"Source of <code>{name}</code>, {lines} lines", [code], 'class="code"')
             made = ", ".join(map(pf.stringify, links[0].content[::2])) if links else "this step"
             return _folded(f"Code of {made}", [code], 'class="code step"')
+        if isinstance(element, pf.Div) and element.identifier == "appendix":
+            return []  # in a page, what is long is folded
         if isinstance(element, pf.CodeBlock):
             element.attributes["tabindex"] = "0"
         elif isinstance(element, pf.Span) and "equation" in element.classes:
@@ -821,7 +824,7 @@ def write_html(document, folder):
 
 PHONE = 380  # points of a figure that a phone shows whole
 TALL = 330  # points of a figure that is more than half a page of print
-LONG = 8  # rows of exact verdicts above which a table is folded
+LONG = 8  # rows of exact verdicts above which a table is folded, or stands in the PDF's appendix
 
 
 def _folded(summary, blocks, attributes=""):
@@ -895,10 +898,15 @@ def _html_table(table):
     table.identifier, table.caption = "", pf.Caption()
     box = f'<div class="scroll" tabindex="0" role="group" aria-labelledby="{caption}">'
     content = [pf.RawBlock(box, format="html"), table, pf.RawBlock("</div>", format="html")]
-    if "tolerance" in texts[0] and len(texts) > LONG:
+    if _is_long(texts):
         content = _folded(f"All {len(texts) - 1} rows", content)
     head = [pf.RawBlock(start, format="html"), pf.Plain(*told), pf.RawBlock("</figcaption>", format="html")]
     return [*head, *content, pf.RawBlock("</figure>", format="html")]
+
+
+def _is_long(texts):
+    """Whether a table is one of many exact verdicts, of which the caption tells enough."""
+    return "tolerance" in texts[0] and len(texts) > LONG
 
 
 def _for_both_schemes(svg):
@@ -922,8 +930,14 @@ def _for_both_schemes(svg):
 def write_pdf(document, folder):
     """A tagged PDF (PDF/UA-1) by Typst. pandoc would drop alternative texts, so images and formulas are raw."""
     formulas = _typst_formulas(document)
+    appendix = []
 
     def adapt(element, doc):
+        if isinstance(element, pf.Div) and element.identifier == "appendix":
+            heading = pf.Header(
+                pf.Str("Appendix"), level=1, identifier="sec-appendix", classes=["unnumbered"]
+            )
+            return [heading, *appendix] if appendix else []
         if isinstance(element, pf.Div) and "code-cell" in element.classes:
             return []
         if isinstance(element, pf.Div) and {"lead", "banner"} & set(element.classes):
@@ -943,7 +957,13 @@ def write_pdf(document, folder):
             size = _table_size(texts)
             if size < 9:  # too wide at full size: an interval may stand under its number
                 element = element.walk(_may_break)
-            return _in_typst(f"{whole}#show table: set text({size:.1f}pt)", element)
+            shown = _in_typst(f"{whole}#show table: set text({size:.1f}pt)", element)
+            if not _is_long(texts):
+                return shown
+            appendix.extend(shown)
+            rows = pf.Link(pf.Str("Its rows"), url=f"#{element.identifier}")
+            told = [*copy.deepcopy(element.caption.content[0]).content, pf.Space(), rows]
+            return pf.Para(*told, pf.Str(" are in the appendix."))
         if isinstance(element, pf.Image):
             alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
             drawn = pathlib.Path(element.url)
@@ -1062,10 +1082,10 @@ def _typst_formulas(document):
 
 def _json(document, adapt=None):
     """pandoc's JSON of a copy of the document, adapted to one output."""
-    copy = pf.load(_stream(document))
+    adapted = pf.load(_stream(document))
     if adapt:
-        copy = copy.walk(adapt)
-    return _stream(copy).getvalue()
+        adapted = adapted.walk(adapt)
+    return _stream(adapted).getvalue()
 
 
 def _stream(document):

@@ -265,6 +265,26 @@ def test_figures_of_the_pdf_follow_their_sentence_and_leave_no_gap(tmp_path, mon
     assert len(found) < len(pages())
 
 
+@pytest.mark.parametrize("rows", [build.LONG - 1, build.LONG])
+def test_many_exact_verdicts_are_folded_in_html_and_in_an_appendix_of_the_pdf(rows, tmp_path):
+    table = "\n".join(f"| row{n} | 1 |" for n in range(rows))
+    text = (
+        "---\ntitle: T\nlang: en\nauthor: A\n---\n\n# One\n\nSee [](#tbl-a).\n\n| claim | tolerance |\n|---|--:|\n"
+        f"{table}\n\n: All hold. {{#tbl-a}}\n\nLast words.\n\n::: {{#appendix}}\n:::\n\n# References {{-}}"
+    )
+    document = pf.convert_text(text, standalone=True, pandoc_path=build.PANDOC)
+    build.number(document, [])
+    build.write_html(document, tmp_path)
+    build.write_pdf(document, tmp_path)
+    pdf = "".join(page.extract_text() for page in pypdf.PdfReader(tmp_path / "report.pdf").pages)
+    pdf, html = pdf[pdf.index("See Table") :], (tmp_path / "report.html").read_text()
+    long = rows == build.LONG
+    assert (f"All {rows} rows" in html) == ("in the appendix" in pdf) == long
+    assert pdf.count("All hold.") == 1 + long  # where the section tells of it, and at its rows
+    assert (pdf.index("Last words.") < pdf.index("row0")) == long
+    assert "Appendix" not in html
+
+
 def test_results_hold_numbers_verdicts_and_provenance(toy):
     results = json.loads((toy / "results.json").read_text())
     assert results["numbers"]["toy.level"] == {

@@ -35,6 +35,7 @@ class Plan:
         sizes, images: of the batches, and how many images each size is trained on.
         factors: tried around the rate in proportion to the batch, with the first seed.
         size_seeds: seeds at the best of them.
+        mechanisms: the layers whose mechanisms of drift are tried (`equivalence.mechanism_drifts`).
     """
 
     others: tuple
@@ -47,11 +48,12 @@ class Plan:
     images: int
     factors: tuple
     size_seeds: int
+    mechanisms: tuple = ("BN", "LN", "WN")
 
 
 PLANS = {
     "smoke": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 512), 600, (1.0,), 1),
-    "quick": Plan(OTHERS, (-2,), 30, 1, False, False, (2, 512), 1_200, (1.0,), 1),
+    "quick": Plan(OTHERS, (-2,), 30, 1, False, False, (2, 512), 1_200, (1.0,), 1, ("BN",)),
     "default": Plan(OTHERS, (-2, -1, 0), 100, 1, True, False, (2, 32, 512), 5_000, (1.0,), 1),
     "thorough": Plan(
         OTHERS, (-3, -2, -1, 0), 300, 2, True, True, (2, 8, 64, 512), 8_000, (1 / 3, 1.0, 3.0), 3
