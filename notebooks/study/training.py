@@ -256,7 +256,7 @@ NUMBERS = {
     "seed": 0, "weights_seed": None, "nudge": 0, "learning_rate": 0.0, "steps": 1, "evaluate_every": 1,
     "validation": False, "test_at_end": False,
 }  # fmt: skip
-PROGRAMS = 8  # kept at a time
+PROGRAMS = 32  # kept at a time: more than a search has methods
 # Layers that hold all they know in variables. Whatever else another's layer may hold, it starts with each run anew.
 SHARED = ("normlib:", "keras.", "study.")
 
