@@ -53,7 +53,7 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 512), 600, (1.0,), 1),
-    "quick": Plan(OTHERS, (-2,), 30, 1, False, False, (2, 512), 1_200, (1.0,), 1, ("BN",)),
+    "quick": Plan(OTHERS, (-2,), 30, 1, False, False, (2, 512), 600, (1.0,), 1, ("BN",)),
     "default": Plan(OTHERS, (-2, -1, 0), 100, 1, True, False, (2, 32, 512), 5_000, (1.0,), 1),
     "thorough": Plan(
         OTHERS, (-3, -2, -1, 0), 300, 2, True, True, (2, 8, 64, 512), 8_000, (1 / 3, 1.0, 3.0), 3
