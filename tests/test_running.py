@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import json
 import operator
@@ -257,6 +258,13 @@ def test_a_worker_that_needs_more_memory_than_it_is_taken_to_makes_fewer(cache, 
     assert running._workers(0, 10**9) < before / 100
     (cache / "memory").write_text("damaged")
     assert running._needed_memory(cache) == 1e6
+
+
+def test_workers_may_grow_by_more_than_joblib_lets_them():
+    name = "_MAX_MEMORY_LEAK_SIZE"
+    calls = {k: (getattr, running.process_executor, name) for k in range(2)}
+    assert set(running.at_once(calls, jobs=2).values()) == {running.GROWTH}
+    assert name in inspect.getsource(running.process_executor._process_worker)  # where joblib asks
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
