@@ -39,8 +39,8 @@ def test_a_run_published_before_an_option_existed_is_read_back_too(tmp_path, row
         ({}, 0, audit.SAME),
         ({"weights_hash": "0"}, 0, audit.CLOSE),
         ({"weights_hash": "0", "final_accuracy": 0.99}, 1, audit.OTHER),
-        ({"weights_hash": "0", "final_accuracy": None, "evaluate_every": None}, 0, audit.CLOSE),
-        ({"weights_hash": "0", "final_accuracy": None, "final_training_loss": 0.1}, 1, audit.OTHER),
+        ({"weights_hash": "0", "final_accuracy": "nan", "evaluate_every": None}, 0, audit.CLOSE),
+        ({"weights_hash": "0", "final_accuracy": "nan", "final_training_loss": 0.1}, 1, audit.OTHER),
     ],
 )
 def test_an_audit_tells_the_same_from_the_other(change, code, verdict, tmp_path, row, capsys):

@@ -66,8 +66,9 @@ def audit(chosen, jobs=0):
     rows = []
     for run, row in chosen:
         history = again[run]
-        measure = next(name for name in MEASURES if row.get(name) is not None)
-        then, now = row[measure], history.row()[measure]
+        # What was not measured, or left the finite numbers, stands there as a word.
+        measure = next((name for name in MEASURES if isinstance(row.get(name), float)), "final_accuracy")
+        then, now = float(row[measure]), history.row()[measure]
         same = history.weights_hash == row["weights_hash"]
         rows.append(
             {
