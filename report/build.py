@@ -824,7 +824,7 @@ def write_html(document, folder):
 
 PHONE = 380  # points of a figure that a phone shows whole
 TALL = 330  # points of a figure that is more than half a page of print
-LONG = 8  # rows of exact verdicts above which a table is folded, or stands in the PDF's appendix
+LONG = 8  # rows of exact verdicts from which a table is folded, or stands in the PDF's appendix
 
 
 def _folded(summary, blocks, attributes=""):

@@ -134,6 +134,8 @@ def test_a_traced_history_comes_back_whole(tmp_path):
     ("wrong", "message"),
     [
         ({"steps": 0}, "Received: steps=0"),
+        ({"steps": None}, "Received: steps=None"),
+        ({"evaluate_every": 0}, "Received: evaluate_every=0"),
         ({"dtype": "float16"}, "Received: dtype='float16'"),
         ({"repeat_updates": True}, "Received: norm=None"),
     ],

@@ -70,9 +70,12 @@ class Run:
     trace: bool = False
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "evaluate_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"Expected {name} of at least 1. Received: {name}={value}")
+        counts = {"steps": self.steps, "batch_size": self.batch_size}
+        if self.evaluate_every is not None:
+            counts["evaluate_every"] = self.evaluate_every
+        for name, count in counts.items():
+            if count is None or count < 1:
+                raise ValueError(f"Expected {name} of at least 1. Received: {name}={count}")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"Expected dtype 'float32' or 'float64'. Received: dtype={self.dtype!r}")
         if self.repeat_updates and self.norm is None:
