@@ -241,13 +241,30 @@ def mechanisms_table(**columns):
     ("float32", "rounding", "message"),
     [
         (1.9e-4, 1e-4, "What is round-off stays within twice the band of one-ulp twins and rounding."),
-        (1e-3, 9e-4, "and rounding; but for this (BN) 10 times, as its own rounding explains."),
-        (1e-3, 4e-4, "this (BN) 10 times, more than its own rounding."),
+        (
+            1e-3,
+            9e-4,
+            "and rounding; but for this (BN) 10 times, as the rounding of one of the pair explains.",
+        ),
+        (1e-3, 4e-4, "this (BN) 10 times, more than the rounding of either."),
     ],
 )
 def test_round_off_outside_the_band_is_told(float32, rounding, message, pending):
     table = mechanisms_table(float32=[float32, 1.0], float64=[1e-15, 1.0], rounding=rounding)
     assert message in findings.band_message(findings.mechanism_verdicts(table))
+
+
+def test_rounding_is_that_of_either_network_of_a_pair(monkeypatch):
+    monkeypatch.setattr(equivalence, "_recorded", lambda runs, *_: {run: run for run in runs})
+    plain = ("fault", "none")
+    monkeypatch.setattr(
+        equivalence, "drifted", lambda a, b: 5.0 if a.dtype != b.dtype and plain in a.options else 1.0
+    )
+    rounding = equivalence.mechanism_drifts(BASE, "BN").set_index("mechanism").rounding
+    assert (
+        rounding["one-pass variance"] == rounding[equivalence.PLAIN] == 5.0
+    )  # the first is held against the second
+    assert rounding["TensorFlow's layer"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -405,6 +422,10 @@ def test_a_speed_up_is_over_the_steps_of_the_baseline_itself():
     assert np.isnan(
         findings.compare("BN", [history([0.1] * 4, s, steps) for s in range(3)], "none", none).saved
     )
+    assert "after 10 of 40 steps (median), without normalization itself after 30." in found.sentence
+    uneven = [history([0.3, end], seed, (10, 20)) for seed, end in enumerate((0.5, 0.5, 0.8))]
+    ahead = [history([0.7, 0.9], seed, (10, 20)) for seed in range(3)]
+    assert "itself not within them." in findings.compare("BN", ahead, "none", uneven).sentence
     told = findings.Ranking(
         {"none": none, "BN": quick, "WN": quick}, {"none": 10.0, "BN": 15.0, "WN": 40.0}
     ).reason

@@ -425,9 +425,9 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
 
     Returns:
         DataFrame with columns mechanism, float32 and float64 (the largest difference of a traced parameter after the
-        last step), rounding (the same between the changed network in float32 and in float64), band (the same in float32
-        between the own layer and the farthest of its twins, or itself in float64: what float32 leaves open), steps and
-        batch_size.
+        last step), rounding (the same between either network of the pair in float32 and itself in float64, the larger),
+        band (the same in float32 between the own layer and the farthest of its twins, or itself in float64: what
+        float32 leaves open), steps and batch_size.
     """
     steps = steps or max(STEPS, base.steps // 70)
     base = replace(base, dataset="fashion_mnist", sample=True, steps=steps, **TRACED)
@@ -447,7 +447,7 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
             "mechanism": name,
             "float32": apart(run, against),
             "float64": apart(exact[run], exact[against]),
-            "rounding": apart(run, exact[run]),
+            "rounding": max(apart(one, exact[one]) for one in (run, against)),
             "band": band,
             "steps": steps,
             "batch_size": own.batch_size,

@@ -79,8 +79,8 @@ class Comparison:
         mean, low, high = (100 * value for value in self.gain)
         with_a, with_b = present.words(self.name_a), present.words(self.name_b)
         reached = (
-            f"after {self.steps_to_target:,.0f} of {self.steps:,} steps (median), {with_b} itself after "
-            f"{_steps(self.steps_of_b)}"
+            f"after {self.steps_to_target:,.0f} of {self.steps:,} steps (median), {with_b} itself "
+            + (f"after {self.steps_of_b:,.0f}" if np.isfinite(self.steps_of_b) else "not within them")
             if np.isfinite(self.steps_to_target)
             else f"in none of the {self.steps:,} steps"
         )
@@ -1042,9 +1042,9 @@ def band_message(table):
         if row.float32 <= 2 * row.band:
             continue
         whose = (
-            "as its own rounding explains"
+            "as the rounding of one of the pair explains"
             if row.float32 <= 2 * row.rounding
-            else "more than its own rounding"
+            else "more than the rounding of either"
         )
         told.append(f"{row.mechanism} ({row.layer}) {row.bands:,.0f} times, {whose}")
     but = f"; but for {'; '.join(told)}" if told else ""
