@@ -244,9 +244,14 @@ def mechanisms_table(**columns):
         (
             1e-3,
             9e-4,
-            "and rounding; but for this (BN) 10 times, as the rounding of one of the pair explains.",
+            "rounding, this (BN) with 10 bands the furthest; the rounding of one of the pair explains 1 of 1.",
         ),
-        (1e-3, 4e-4, "this (BN) 10 times, more than the rounding of either."),
+        (
+            1e-3,
+            4e-4,
+            "1 of 1 that are round-off leave twice the band of one-ulp twins and rounding, this (BN)",
+        ),
+        (1e-3, 4e-4, "explains 0 of 1."),
     ],
 )
 def test_round_off_outside_the_band_is_told(float32, rounding, message, pending):

@@ -283,6 +283,26 @@ def test_longest_first(monkeypatch):
     assert [run.steps for run in asked] == [30, 20, 10]
 
 
+def test_short_runs_of_one_program_stay_together():
+    def steps_of(pieces):
+        return [[(run.norm is None, run.steps) for run in piece] for piece in pieces]
+
+    def runs(norm, *steps):
+        options = network.METHODS["BN" if norm else "none"]
+        return [dataclasses.replace(SHORT, seed=k, steps=n, **options) for k, n in enumerate(steps)]
+
+    both = [*runs(True, 30, 20), *runs(False, 12, 10)]
+    assert steps_of(running._pieces(both, 1)) == [[(False, 30), (False, 20)], [(True, 12), (True, 10)]]
+    # Each of more workers gets a share; a long run is a piece of its own.
+    assert steps_of(running._pieces(runs(True, 30, 30), 2)) == [[(False, 30)], [(False, 30)]]
+    most = running.PIECE // SHORT.batch_size
+    assert steps_of(running._pieces(runs(True, 2 * most, most, 9, 8), 1)) == [
+        [(False, 2 * most)],
+        [(False, most)],
+        [(False, 9), (False, 8)],
+    ]
+
+
 @pytest.mark.slow
 def test_every_thread_pool_has_one_thread(cache):
     text = """

@@ -25,6 +25,21 @@ def test_a_run_that_is_not_measured_ends_with_the_same_weights():
     assert np.isnan([*not_measured.accuracy, *not_measured.loss, not_measured.test_accuracy]).all()
 
 
+@pytest.mark.parametrize(
+    ("steps", "every", "measured"),
+    [
+        (6, 3, [3, 6]),
+        (7, 3, [3, 6, 7]),
+        (2, 3, [2]),
+        (6, None, [6]),
+        (40, 2, [2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40]),
+    ],
+)
+def test_measurements_lie_farther_apart_the_longer_a_run(steps, every, measured):
+    run = replace(SHORT, steps=steps, evaluate_every=every)
+    assert training.measured_steps(run) == measured
+
+
 @pytest.mark.parametrize("method", ["none", "BN", "LN", "WN", "WN+MO", "first", "noisy BN"])
 def test_a_program_that_was_used_gives_the_bits_of_a_new_one(method):
     run = replace(SHORT, **network.METHODS[method], trace=True)

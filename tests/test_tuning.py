@@ -47,6 +47,9 @@ def test_a_rate_is_judged_by_the_mean_over_the_seeds_on_held_out_images(monkeypa
     assert frame.accuracy.max() == pytest.approx(0.9 - 0.01)
     assert {h.run.seed for h in runs["BN"]} == {BASE.seed, BASE.seed + 1, BASE.seed + 2}
     assert all(h.run.validation and not h.run.test_at_end for h in runs["BN"])
+    frame, runs = tuning.sweep(BASE, replace(PLAN, seeds=3), ["GN"])  # no hypothesis speaks of it
+    assert {h.run.seed for h in runs["GN"]} == {BASE.seed}
+    assert set(frame.seeds) == {1}
 
 
 def test_a_run_that_diverges_counts_as_guessing(monkeypatch):
@@ -187,7 +190,8 @@ def test_every_method_runs_at_its_own_best_rate_and_meets_the_test_images_at_the
 
 
 @pytest.mark.parametrize(
-    ("steps", "share", "expected"), [(2750, 4, 700), (1100, 4, 300), (1100, 6, 200), (40, 4, 100)]
+    ("steps", "share", "expected"),
+    [(2750, 4, 700), (2750, 2, 1400), (1100, 4, 300), (1100, 6, 200), (40, 4, 40)],
 )
 def test_a_part_of_a_run_ends_where_it_is_measured(steps, share, expected):
     assert tuning.part(training.Run(steps=steps), share) == expected

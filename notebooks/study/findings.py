@@ -1036,19 +1036,17 @@ def mechanism_message(table):
 
 
 def band_message(table):
-    """Which round-off leaves the band, and whose rounding it is: a sentence for each."""
-    told = []
-    for row in table[table.verdict == "round-off"].itertuples():
-        if row.float32 <= 2 * row.band:
-            continue
-        whose = (
-            "as the rounding of one of the pair explains"
-            if row.float32 <= 2 * row.rounding
-            else "more than the rounding of either"
-        )
-        told.append(f"{row.mechanism} ({row.layer}) {row.bands:,.0f} times, {whose}")
-    but = f"; but for {'; '.join(told)}" if told else ""
-    return f"What is round-off stays within twice the band of one-ulp twins and rounding{but}."
+    """How much of the round-off leaves the band, and how much of that the rounding of a network explains."""
+    roundoff = table[table.verdict == "round-off"]
+    beyond = roundoff[roundoff.float32 > 2 * roundoff.band]
+    if beyond.empty:
+        return "What is round-off stays within twice the band of one-ulp twins and rounding."
+    explained, most = int((beyond.float32 <= 2 * beyond.rounding).sum()), beyond.loc[beyond.bands.idxmax()]
+    return (
+        f"{len(beyond)} of {len(roundoff)} that are round-off leave twice the band of one-ulp twins and rounding, "
+        f"{most.mechanism} ({most.layer}) with {most.bands:,.0f} bands the furthest; the rounding of one of the pair "
+        f"explains {explained} of {len(beyond)}."
+    )
 
 
 def second_derivative_verdicts(table):

@@ -38,6 +38,7 @@ LIMIT = float(
 )  # of kept runs; beyond it, those used longest ago go
 MEMORY = 1.2e9  # bytes that a worker is taken to need, until one has needed more
 GROWTH = 1.5e9  # bytes that a worker may grow by before it is replaced: TensorFlow keeps what it has compiled
+PIECE = 50_000  # images times steps: a worker gets so many of one program's runs at a time
 EVERY = 20.0  # seconds between two lines of progress
 WITHOUT_WORKERS = 60.0  # seconds that a cluster may have none
 PARENT = os.getppid()
@@ -116,8 +117,28 @@ def _results(runs, paths, waits, jobs):
     if address := os.environ.get("NORMLIB_CLUSTER"):
         yield from _results_of_cluster(address, runs, paths, waits)
         return
-    work = (joblib.delayed(_train_and_keep)(run, paths[run], waits) for run in runs)
-    yield from _in_workers(work, len(runs), jobs)
+    pieces = _pieces(runs, _workers(jobs, len(runs)))
+    work = (joblib.delayed(_train_piece)([(run, paths[run]) for run in piece], waits) for piece in pieces)
+    for results in _in_workers(work, len(pieces), jobs):
+        yield from results
+
+
+def _pieces(runs, workers):
+    """Runs in pieces for one worker each, longest first: short runs of one program stay together, for it is compiled
+    by each worker that trains one of them. No piece is longer than PIECE or a worker's share, but for a single run."""
+    longest = min(PIECE, sum(map(_work, runs)) / workers)
+    pieces, open_pieces = [], {}
+    for run in runs:
+        piece = open_pieces.get(program := training.program_key(run))
+        if piece is None or sum(map(_work, piece)) + _work(run) > longest:
+            pieces.append(piece := [])
+            open_pieces[program] = piece
+        piece.append(run)
+    return sorted(pieces, key=lambda piece: sum(map(_work, piece)), reverse=True)
+
+
+def _train_piece(piece, waits):
+    return [_train_and_keep(run, path, waits) for run, path in piece]
 
 
 def _in_workers(work, most, jobs):

@@ -38,7 +38,8 @@ class Run:
         steps: number of updates. Default 2,750: five epochs of 55,000 images.
         batch_size: images in an update.
         learning_rate: of plain stochastic gradient descent.
-        evaluate_every: steps between measurements on the test images; None for none: the weights alone count.
+        evaluate_every: steps between the first measurements on the test images (see `measured_steps`); None for none:
+            the weights alone count.
         dtype: "float32" or "float64".
         nudge: if k > 0, the k-th weight of the convolution starts one unit in the last place higher.
         bias: whether the convolution has a bias.
@@ -203,6 +204,18 @@ def batch_order(images, run):
     return np.concatenate(order).reshape(-1, run.batch_size)[: run.steps].astype("int32")
 
 
+def measured_steps(run):
+    """The steps of a run after which it is measured: first every `evaluate_every`; whenever eight such intervals lie
+    behind, the interval doubles, for a curve changes ever more slowly and a measurement takes as long as forty steps.
+    The last is the last step."""
+    interval, steps = run.evaluate_every or run.steps, [0]
+    while steps[-1] < run.steps:
+        if steps[-1] >= 8 * interval:
+            interval *= 2
+        steps.append(min(steps[-1] + interval, run.steps))
+    return steps[1:]
+
+
 def train(run, progress=None):
     """Train one network.
 
@@ -218,8 +231,7 @@ def train(run, progress=None):
     order = tf.constant(batch_order(trained_on(load(run.dataset, run.sample)), run))
     watched = data_of["held out" if run.validation else "test"]
 
-    between = run.evaluate_every or run.steps
-    measured = [*range(between, run.steps, between), run.steps]
+    measured = measured_steps(run)
     training_loss, trace, scores, milliseconds = [], [], [], []
     for first, last in zip([0, *measured], measured, strict=False):
         started = time.perf_counter()
@@ -280,6 +292,11 @@ class Program:
         self.evaluate = _evaluation(self.model, run)
 
 
+def program_key(run):
+    """The Run that stands for all which share a run's compiled functions: they differ in NUMBERS alone."""
+    return dataclasses.replace(run, **NUMBERS)
+
+
 _shared_program = functools.lru_cache(PROGRAMS)(Program)
 
 
@@ -288,7 +305,7 @@ def program_of(run):
     alone, for that takes as long as a hundred steps."""
     if run.norm and not run.norm.startswith(SHARED):
         return Program(run)
-    program = _shared_program(dataclasses.replace(run, **NUMBERS))
+    program = _shared_program(program_key(run))
     for variable, initial in zip(program.model.variables, _network(run).variables, strict=True):
         variable.assign(initial)
     return program

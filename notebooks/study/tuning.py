@@ -28,7 +28,8 @@ class Plan:
     Attributes:
         others: what is tried beside MAIN: names of `network.METHODS`.
         exponents: of the first grid: rates 10^(k / 2).
-        steps, seeds: of each run of the search, and over how many its accuracy is averaged.
+        steps: of each run of the search.
+        seeds: over which the accuracy of MAIN is averaged; the others are searched with the first alone.
         widens: whether a grid widens where the best is at its edge.
         full: whether MAIN is trained at its own rates as long as the profile's runs, and the others a quarter as long;
             else MAIN alone, a third as long.
@@ -82,7 +83,7 @@ def sweep(base, plan, methods=None, jobs=0):
         runs = {
             (method, k): [
                 replace(short, seed=base.seed + seed, learning_rate=10 ** (k / 2), **network.METHODS[method])
-                for seed in range(plan.seeds)
+                for seed in range(plan.seeds if method in MAIN else 1)
             ]
             for method, exponents in grids.items()
             for k in sorted(exponents)
@@ -95,7 +96,7 @@ def sweep(base, plan, methods=None, jobs=0):
                 "rate": 10 ** (k / 2),
                 "accuracy": np.mean([_learnt(h) for h in histories]),
                 "diverged": sum(h.diverged for h in histories),
-                "seeds": plan.seeds,
+                "seeds": len(histories),
             }
             for (method, k), histories in found.items()
         )
@@ -141,8 +142,8 @@ def stable_rates(frame):
 
 
 def part(base, share=4):
-    """A share of a Run's steps, a quarter or another, where it is measured."""
-    return base.evaluate_every * max(1, round(base.steps / share / base.evaluate_every))
+    """A share of a Run's steps, a quarter or another: the nearest at which it is measured."""
+    return min(training.measured_steps(base), key=lambda step: abs(step - base.steps / share))
 
 
 def at_best_rates(base, plan, rates, seeds):
