@@ -25,6 +25,15 @@ def test_a_run_that_is_not_measured_ends_with_the_same_weights():
     assert np.isnan([*not_measured.accuracy, *not_measured.loss, not_measured.test_accuracy]).all()
 
 
+def test_a_run_may_be_measured_on_the_first_images_alone():
+    run = replace(SHORT, validation=True, test_at_end=True)
+    everything, few = training.train(run), training.train(replace(run, measured_images=50))
+    assert few.weights_hash == everything.weights_hash
+    correct = 50 * np.array([*few.accuracy, few.test_accuracy])
+    np.testing.assert_allclose(correct, np.round(correct), atol=1e-9)  # of 50
+    assert few.loss[-1] != everything.loss[-1]
+
+
 @pytest.mark.parametrize(
     ("steps", "every", "measured"),
     [
@@ -151,6 +160,7 @@ def test_a_traced_history_comes_back_whole(tmp_path):
         ({"steps": 0}, "Received: steps=0"),
         ({"steps": None}, "Received: steps=None"),
         ({"evaluate_every": 0}, "Received: evaluate_every=0"),
+        ({"measured_images": 0}, "Received: measured_images=0"),
         ({"dtype": "float16"}, "Received: dtype='float16'"),
         ({"repeat_updates": True}, "Received: norm=None"),
     ],

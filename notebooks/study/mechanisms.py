@@ -226,7 +226,10 @@ def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
     norm.momentum = 0.0  # the moving statistics are each batch's: the averages are made below
     names = ("moving_mean", "moving_variance")
     averages = {m: [np.asarray(getattr(norm, name)) for name in names] for m in momentums}
-    x_test, y_test = tf.constant(dataset.x_test), dataset.y_test
+    x_test, y_test = (
+        tf.constant(dataset.x_test[: base.measured_images]),
+        dataset.y_test[: base.measured_images],
+    )
 
     @tf.function(autograph=False)
     def step(x, y):
@@ -325,7 +328,7 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
     Args:
         base: the Run that gives data and seed.
         steps, batch, rate: of the training; twice the Run's steps at most.
-        looks: how many measurements.
+        looks: how many measurements, at most one in ten steps.
         width: units of a hidden layer.
 
     Returns:
@@ -335,11 +338,13 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
     Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), figure 1.
     """
     dataset, steps = _dataset(base), min(steps, 2 * base.steps)
-    x_train, x_test = (tf.constant(x.reshape(len(x), -1)) for x in (dataset.x_train, dataset.x_test))
-    y_train = tf.constant(dataset.y_train)
+    x_train, x_test = (
+        tf.constant(x.reshape(len(x), -1)) for x in (dataset.x_train, dataset.x_test[: base.measured_images])
+    )
+    y_train, y_test = tf.constant(dataset.y_train), dataset.y_test[: base.measured_images]
     run = replace(base, steps=steps, batch_size=batch)
     order = tf.constant(training.batch_order(training.trained_on(dataset), run))
-    looks = np.unique(np.linspace(1, steps, looks).astype(int))
+    looks = np.unique(np.linspace(1, steps, min(looks, max(2, steps // 10))).astype(int))
     rows = []
     for method in ("none", "BN"):
         layers = []
@@ -363,7 +368,7 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
 
         for first, last in running.progress([*itertools.pairwise([0, *looks])], f"sigmoids, {method}"):
             stretch(tf.constant(first), tf.constant(last))
-            accuracy = np.mean(np.argmax(model(x_test), 1) == dataset.y_test)
+            accuracy = np.mean(np.argmax(model(x_test), 1) == y_test)
             statistics = [v.numpy() for v in model.non_trainable_variables]
             unit = before(x_train[:1000], training=True)[:, 0]
             for variable, value in zip(model.non_trainable_variables, statistics, strict=True):

@@ -40,6 +40,7 @@ class Run:
         learning_rate: of plain stochastic gradient descent.
         evaluate_every: steps between the first measurements on the test images (see `measured_steps`); None for none:
             the weights alone count.
+        measured_images: at most so many images are measured on, the first. Default None: all.
         dtype: "float32" or "float64".
         nudge: if k > 0, the k-th weight of the convolution starts one unit in the last place higher.
         bias: whether the convolution has a bias.
@@ -62,6 +63,7 @@ class Run:
     batch_size: int = 100
     learning_rate: float = 0.01
     evaluate_every: int | None = 100
+    measured_images: int | None = None
     dtype: str = "float32"
     nudge: int = 0
     bias: bool = True
@@ -72,8 +74,11 @@ class Run:
 
     def __post_init__(self):
         counts = {"steps": self.steps, "batch_size": self.batch_size}
-        if self.evaluate_every is not None:
-            counts["evaluate_every"] = self.evaluate_every
+        counts |= {
+            name: count
+            for name in ("evaluate_every", "measured_images")
+            if (count := getattr(self, name)) is not None
+        }
         for name, count in counts.items():
             if count is None or count < 1:
                 raise ValueError(f"Expected {name} of at least 1. Received: {name}={count}")
@@ -88,7 +93,7 @@ class Run:
 # How much is computed, and so how much may be claimed.
 PROFILES = {
     "smoke": {"sample": True, "steps": 40, "evaluate_every": 10, "seeds": 3},
-    "quick": {"sample": False, "steps": 40, "evaluate_every": 20, "seeds": 2},
+    "quick": {"sample": False, "steps": 40, "evaluate_every": 20, "measured_images": 2_000, "seeds": 2},
     "default": {"sample": False, "steps": 500, "evaluate_every": 100, "seeds": 3},
     "thorough": {"sample": False, "steps": 2750, "evaluate_every": 100, "seeds": 8},
 }
@@ -229,7 +234,10 @@ def train(run, progress=None):
     program, data_of = program_of(run), tensors(run.dataset, run.sample)
     model, rate = program.model, tf.constant(run.learning_rate, run.dtype)
     order = tf.constant(batch_order(trained_on(load(run.dataset, run.sample)), run))
-    watched = data_of["held out" if run.validation else "test"]
+    watched, tested = (
+        [values[: run.measured_images] for values in data_of[part]]
+        for part in ("held out" if run.validation else "test", "test")
+    )
 
     measured = measured_steps(run)
     training_loss, trace, scores, milliseconds = [], [], [], []
@@ -249,7 +257,7 @@ def train(run, progress=None):
     accuracy, loss = np.array(scores, "float64").T
     test_accuracy = float("nan") if run.validation else float(accuracy[-1])
     if run.test_at_end:
-        test_accuracy = float(program.evaluate(*data_of["test"])[0])
+        test_accuracy = float(program.evaluate(*tested)[0])
     return History(
         run=run,
         steps=np.array(measured),
@@ -269,7 +277,7 @@ def train(run, progress=None):
 # What of a Run reaches a compiled function as a number: it is the same function whatever they are.
 NUMBERS = {
     "seed": 0, "weights_seed": None, "nudge": 0, "learning_rate": 0.0, "steps": 1, "evaluate_every": 1,
-    "validation": False, "test_at_end": False,
+    "measured_images": None, "validation": False, "test_at_end": False,
 }  # fmt: skip
 PROGRAMS = 32  # kept at a time: more than a search has methods
 # Layers that hold all they know in variables. Whatever else another's layer may hold, it starts with each run anew.
