@@ -523,8 +523,8 @@ def front_matter(results, body):
 
 
 def beginning(text):
-    """The first sentence, or what comes before its semicolon."""
-    return re.split(r"[.;] ", text)[0].rstrip(".") + "."
+    """The first sentence, or what comes before its semicolon; what stands in brackets is not split."""
+    return re.split(r"[.;] (?![^()]*\))", text)[0].rstrip(".") + "."
 
 
 def together(texts):

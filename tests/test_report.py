@@ -764,6 +764,21 @@ def test_every_figure_of_the_report_gives_its_data_and_tells_it(report):
         assert re.match(r"(Line chart|Bar chart|Colour map|Chart)\b.*\d", alt), label
 
 
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("One thing. Another.", "One thing."),
+        ("One thing; and more.", "One thing."),
+        (
+            "One (86 %; without b nothing. Or so), and 1.5 more; another.",
+            "One (86 %; without b nothing. Or so), and 1.5 more.",
+        ),
+    ],
+)
+def test_a_beginning_ends_outside_brackets(text, first):
+    assert build.beginning(text) == first
+
+
 def test_captions_are_short_and_say_their_message_first(report):
     executed = [nbformat.read(path, as_version=4) for path in (report / "notebooks").glob("0*.ipynb")]
     captions = {r["label"]: r["caption"] for r in build.records(executed) if "caption" in r}

@@ -183,3 +183,11 @@ def test_a_run_that_diverged_reaches_nothing():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_mean_over_steps_does_not_depend_on_where_it_was_measured():
+    steps = np.array([100, 200, 300, 400, 500, 900])
+    line = 0.5 + steps / 1_000
+    assert statistics.mean_over_steps(steps, line) == pytest.approx(1.0)
+    assert statistics.mean_over_steps(steps[[0, 5]], line[[0, 5]]) == pytest.approx(1.0)
+    assert statistics.mean_over_steps([7], [0.3]) == 0.3

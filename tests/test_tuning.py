@@ -57,6 +57,7 @@ def test_a_run_that_diverges_counts_as_guessing(monkeypatch):
     frame, _ = tuning.sweep(BASE, PLAN, ["none"])
     frame = frame.set_index("exponent")
     assert frame.accuracy[3] == 0.1
+    assert frame.collapsed[3] == 1
     assert list(frame.diverged[[2, 3]]) == [0, 1]
 
 
@@ -160,6 +161,9 @@ def test_each_size_takes_the_best_of_its_rates_and_more_seeds_there(batches):
     assert {run.seed for run in lower} == {BASE.seed}
     assert list(cells.loc["DyT"].index) == [2]  # the others at the smallest size, with one seed
     assert cells.seeds["DyT", 2] == 1
+    assert [len(each) for each in cells.each] == list(cells.seeds)
+    assert cells["at the edge"].all()  # it is the highest
+    assert not tuning.batch_sizes(BASE, PLAN, RATES)[0]["at the edge"].any()  # one rate has no edge
     assert len(runs["BN", 32]) == 6
 
 

@@ -33,7 +33,7 @@ class Comparison:
     Attributes:
         name_a, name_b: what they are called.
         final_a, final_b: final accuracy, (mean, low, high) with the 95 % t-interval over the seeds.
-        gain: paired difference a minus b of the mean accuracy over all measured steps, (mean, low, high).
+        gain: paired difference a minus b of the mean accuracy over the training, (mean, low, high).
         steps: length of the runs.
         steps_to_target: median steps after which a reaches b's mean final accuracy; inf if it does not.
         steps_of_b: the same of b itself.
@@ -101,7 +101,7 @@ def compare(name_a, histories_a, name_b, histories_b):
     if seeds_a != seeds_b:
         raise ValueError(f"Expected the same seeds in the same order. Received: {seeds_a} and {seeds_b}")
     final_a, final_b = ([h.accuracy[-1] for h in histories] for histories in (histories_a, histories_b))
-    curve_a, curve_b = ([h.accuracy.mean() for h in histories] for histories in (histories_a, histories_b))
+    curve_a, curve_b = ([over_training(h) for h in histories] for histories in (histories_a, histories_b))
     steps_a, steps_b = (_median_steps(h, float(np.mean(final_b))) for h in (histories_a, histories_b))
     comparison = Comparison(
         name_a,
@@ -124,6 +124,11 @@ def compare(name_a, histories_a, name_b, histories_b):
         seeds=comparison.seeds,
     )
     return comparison
+
+
+def over_training(history):
+    """A run's mean accuracy over its training (see `statistics.mean_over_steps`)."""
+    return statistics.mean_over_steps(history.steps, history.accuracy)
 
 
 def _median_steps(histories, target):
@@ -199,8 +204,8 @@ def attribution_message(drifts, parameters="the parameters"):
 
 def shares_message(table):
     """The caption's first sentence of a table of `original.shares`: what makes most of each quantity's difference. A
-    difference of either sign has no shares; of what only several do together, the one is named without which most of
-    it is gone."""
+    difference of either sign has no shares; of what only several do together, it is told what is left without those
+    that matter most."""
     told = []
     for quantity, rows in table.groupby("quantity", sort=False):
         rows = rows.set_index("mechanism")
@@ -220,12 +225,17 @@ def shares_message(table):
         against = ", the others against it" if share > 1.005 else ""
         text = f"{what} comes of {cause.replace(INTERACTION, 'several causes together')} ({_share(share)}{against}"
         if cause == INTERACTION:
-            gone = 1 - parts.without.dropna() / whole.difference
-            most = "all" if gone.max() >= 0.995 else _share(gone.max())
-            text += f"; without {gone.idxmax()} {most} of it is gone"
+            most = _share(parts.share.drop(cause).abs().max())
+            first, *second = parts.without.dropna().sort_values(key=abs)[:2].items()
+            text += f", of one alone at most {most}; without {first[0]} {_left(first[1])} is left"
+            text += "".join(f", without {name} {_left(value)}" for name, value in second)
         told.append(f"{text})")
     text = "; ".join(told)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _left(difference):
+    return signed(difference, 4) if abs(difference) >= 5e-5 else "nothing"
 
 
 def shares_shown(table):
@@ -403,6 +413,17 @@ def reason_message(table):
     cause, lower = accuracy.idxmin(), f"{-100 * whole.difference:.2f} points lower than the own one"
     if cause == INTERACTION:
         return f"As trained in 2019, TensorFlow's layer ends {lower} by what the differences do together; {alone}."
+    # A cause is named only if with every seed it makes more than any other with any seed.
+    rival = rows.low.iloc[:-1].drop(cause).idxmin()
+    if rows.high[cause] >= rows.low[rival]:
+        told = [
+            f"{name} ({signed(100 * rows.low[name])} to {signed(100 * rows.high[name])})"
+            for name in (cause, rival)
+        ]
+        return (
+            f"As trained in 2019, TensorFlow's layer ends {lower}, and whether {' or '.join(told)} makes most of it "
+            "depends on the seed."
+        )
     return (
         f"As trained in 2019, TensorFlow's layer ends {lower}, {_share(accuracy[cause] / whole.difference)} of it by "
         f"{cause}."
@@ -537,14 +558,12 @@ def rates_message(frame):
         present.number(f"{_key(method)}.best_rate", rates[method])
         present.number(f"{_key(method)}.stable_decades", np.log10(high / low), unit="decades")
     mine = {m: rates[m] for m in tuning.MAIN if m in rates}
-    dead = frame[frame.diverged > 0].groupby("method", sort=False).rate.min()
-    if frame.rate.nunique() == 1:
-        return f"Each method at the one learning rate {frame.rate.iloc[0]:.2g}: this profile does not search."
+    dead = frame[frame.collapsed > 0].groupby("method", sort=False).rate.min()
     best = _list([f"{rate:.2g} ({present.short(m)})" for m, rate in mine.items()])
     return f"The best learning rates are {best}; " + (
-        f"the lowest rate at which a run diverged is {dead.min():.2g} ({present.short(dead.idxmin())})."
+        f"the lowest at which a run learnt next to nothing is {dead.min():.2g} ({present.short(dead.idxmin())})."
         if len(dead)
-        else "no run diverged."
+        else "at each rate every run learnt."
     )
 
 
@@ -566,12 +585,14 @@ def start_message(frame, rates):
         f"Before training, the input of the hidden units spreads by {none.spread:.1f} without normalization and "
         f"{bn.spread:.1f} with BN, and the loss is {none.loss:.1f} and {bn.loss:.1f} nats. Where the dense layer is "
         f"normalized too, BN's best rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: "
-        f"{rates['none']:.2g}): the large start {'limits' if limited else 'does not limit'} it."
+        f"{rates['none']:.2g}), which {'fits' if limited else 'does not fit'} a limit set by "
+        "the large start (a smaller start alone was not tried)."
     )
 
 
-# Fixed before anything was run: what is compared, and by which measure. Speed is the mean accuracy over the training
-# and not the steps to a target: it is defined for a run that does not get there too, and takes in every measurement.
+# What is compared was named before anything was run; the measures, and SMALLEST, were settled after a first build.
+# Speed is the mean accuracy over the training and not the steps to a target: it is defined for a run that does not get
+# there too, and takes in every measurement.
 SPEED, END = "mean held-out accuracy over the training", "test accuracy at the end"
 HYPOTHESES = (("H1", "BN", "none", SPEED), ("H2", "LN", "BN", END), ("H3", "WN", "none", SPEED))
 
@@ -590,7 +611,7 @@ def hypotheses(curves):
     steps = {method: _median_steps(histories, target) for method, histories in curves.items()}
     for name, a, b, measure in HYPOTHESES:
         values = [
-            [h.test_accuracy if measure == END else h.accuracy.mean() for h in curves[m]] for m in (a, b)
+            [h.test_accuracy if measure == END else over_training(h) for h in curves[m]] for m in (a, b)
         ]
         found = statistics.paired_difference(*values)
         _record(f"hypothesis.{name.lower()}", (found.mean, found.low, found.high), "fraction", found.pairs)
@@ -601,11 +622,12 @@ def hypotheses(curves):
                 "steps to target": f"{_steps(steps[a])} against {_steps(steps[b])}",
                 "p": found.p,
                 "verdict": _direction(a, b, measure, found),
+                "otherwise": _no_direction(a, b, measure, found),
             }
         )
     table = pd.DataFrame(rows)
     table.insert(4, "p, Holm", statistics.holm(table.p))
-    table.loc[table["p, Holm"] >= 0.05, "verdict"] = "not told apart"
+    table["verdict"] = table.verdict.where(table["p, Holm"] < 0.05, table.pop("otherwise"))
     for place, (_, a, b, _) in enumerate(HYPOTHESES):
         lost = [
             f"{collapsed(curves[m])} of {len(curves[m])} runs of {present.short(m)}"
@@ -618,14 +640,16 @@ def hypotheses(curves):
 
 
 def placement_sentence(tuned):
-    """Whether what is found of BN behind the convolution is found where it stands behind the dense layer too."""
-    found = [(m, beside(tuned, m, "none")) for m in ("BN", "BN, both")]
-    if any(of is None for _, of in found):
+    """What becomes of BN where it stands behind the dense layer too, all compared after as many steps."""
+    found = {m: beside(tuned, "BN, both", m) for m in ("BN", "none")}
+    if any(of is None for of in found.values()):
         return "Whether it matters where BN stands is not settled here."
-    told_of = [
-        f"{present.words(m)} {points(d)} points after {step:,} steps ({told(d)})" for m, (d, step) in found
-    ]
-    return f"Held-out accuracy against plain, each at its own rate: {' and '.join(told_of)}."
+    compared = [f"{points(d)} points {_BESIDE[told(d)]} {present.short(m)}" for m, (d, _) in found.items()]
+    (difference, step), *_ = found.values()
+    return (
+        f"BN behind the dense layer too, after {step:,} steps with {difference.pairs} seeds, each at its own rate: "
+        f"{' and '.join(compared)} in held-out accuracy."
+    )
 
 
 def _direction(a, b, measure, difference):
@@ -634,24 +658,28 @@ def _direction(a, b, measure, difference):
     return f"{a} is {words[difference.mean < 0]} than {present.short(b)}{small}"
 
 
+def _no_direction(a, b, measure, difference):
+    if told(difference) != "alike":
+        return "not told apart"
+    how = "fast" if measure == SPEED else "high"
+    return f"{a} is as {how} as {present.short(b)}, within {100 * SMALLEST:g} points"
+
+
 def hypotheses_message(table, seeds):
     """The caption's first sentence of the table of hypotheses."""
     least = 2.0 ** (1 - len(seeds))
     if len(HYPOTHESES) * least > 0.05:
         return f"With {len(seeds)} seeds, p cannot be under {least:.3g}: this test can claim nothing."
-    return f"Each method at its own best rate: {_sides(table)}."
+    return f"Each method at its own best rate: {_list(_sides(table))}."
 
 
 def hypotheses_sentence(table):
     """The finding in full: each comparison at the methods' own rates."""
-    told = []
-    for row in table.to_dict("records"):
-        pair, measure = row["hypothesis"].partition(": ")[2].split(", ")
-        told.append(f"{pair}, {measure}, {row['difference, points']}")
-    return (
-        f"With each method at its own best learning rate: {_sides(table)}. The differences, in points: "
-        f"{'; '.join(told)}."
-    )
+    told = [
+        f"{side} ({row['difference, points']} points of {row['hypothesis'].rpartition(', ')[2]})"
+        for side, row in zip(_sides(table), table.to_dict("records"), strict=True)
+    ]
+    return f"With each method at its own best learning rate {_list(told)}."
 
 
 def _sides(table):
@@ -660,7 +688,7 @@ def _sides(table):
     for row in table.to_dict("records"):
         a, b = row["hypothesis"].partition(": ")[2].partition(", ")[0].split(" against ")
         told.append(row["verdict"].replace("not told apart", f"{a} is not told apart from {b}"))
-    return _list(told)
+    return told
 
 
 def batch_message(frame):
@@ -678,32 +706,37 @@ def batch_message(frame):
 
 
 def when_sentence(frame):
-    """When LN is better than BN: the sizes of batches at which one is ahead by more than a point. A size at which a run
-    of either learnt next to nothing says only that its rates did not fit, and is named apart."""
+    """When LN is better than BN: the sizes of batches at which one is above the other (see `told`). A size at which a
+    run of either learnt next to nothing says only that its rates did not fit, and is named apart."""
     cells = frame.set_index(["method", "size"])
-    ahead, collapsed = {"LN": [], "BN": []}, []
+    above, collapsed = {"LN": [], "BN": []}, []
     for place, suffix in (("behind the convolution", ""), ("behind the dense layer", ", dense")):
         for size in sorted(frame["size"][frame.method == "BN" + suffix]):
             ln, bn = (cells.loc[(method + suffix, size)] for method in ("LN", "BN"))
-            gap = ln.accuracy - bn.accuracy
             if ln.collapsed or bn.collapsed:
                 who = _list([m for m, cell in (("LN", ln), ("BN", bn)) if cell.collapsed])
                 collapsed.append(f"{size} images {place} ({who})")
-            elif abs(gap) > 0.01:
-                ahead["LN" if gap > 0 else "BN"].append(
-                    f"{size} images {place} ({100 * abs(gap):.1f} points)"
-                )
-    told = [
-        f"{method} is more than a point better than {other} with batches of {_list(ahead[method])}"
-        if ahead[method]
-        else f"At no size of the batch is {method} more than a point better than {other}"
+                continue
+            found = statistics.paired_difference(ln.each, bn.each)
+            if told(found) in ("higher", "lower"):
+                better = "LN" if found.mean > 0 else "BN"
+                gap = found if found.mean > 0 else statistics.paired_difference(bn.each, ln.each)
+                above[better].append(f"{size} images {place} (by {points(gap)} points)")
+    sides = [
+        f"{method} is better than {other} with batches of {_list(above[method])}"
+        if above[method]
+        else f"{method} is better than {other} at no size of the batch that was tried"
         for method, other in (("LN", "BN"), ("BN", "LN"))
     ]
     apart = f" Not counted, since a run learnt next to nothing: {_list(collapsed)}." if collapsed else ""
     seeds = int(frame.seeds[frame.method == "BN"].min())
-    alone = " One seed does not settle this." if seeds == 1 else f" ({seeds} seeds, their mean.)"
+    alone = (
+        " One seed settles nothing."
+        if seeds == 1
+        else f" ({seeds} seeds; what is not named is not told apart.)"
+    )
     return (
-        f"{'. '.join(told)}.{apart}{alone} Under LN an image has statistics of its own; under BN it shares the "
+        f"{', '.join(sides)}.{apart}{alone} Under LN an image has statistics of its own; under BN it shares the "
         "batch's, and behind a dense layer a batch has a single value for each image."
     )
 
@@ -886,8 +919,8 @@ def epsilon_message(shares):
     present.number("epsilon.empty_positions", empty, unit="fraction")
     return (
         f"ε = {_power(of_filters.epsilon.max())} makes up {100 * np.median(big):.0f} % of a filter's variance + ε "
-        f"(median), {_power(of_filters.epsilon.min())} {100 * np.median(small):.1f} %; of that sum over a position's "
-        f"channels even the smaller ε is more than half at {100 * empty:.0f} % of the positions."
+        f"(median), {_power(of_filters.epsilon.min())} {100 * np.median(small):.1f} %; at {100 * empty:.0f} % of the "
+        "positions even the smaller exceeds the variance over the channels."
     )
 
 
@@ -967,8 +1000,8 @@ def statistics_message(frame):
         present.number(f"statistics.{name.replace(' ', '_')}.first", first[name], unit="fraction")
     momentum = worst.removeprefix("moving, ")
     return (
-        f"After {int(frame.step.min())} steps the same weights classify {100 * first[worst]:.0f} % with moving "
-        f"averages of {momentum} and {100 * first['exact']:.0f} % with exact statistics; after "
+        f"After {int(frame.step.min())} steps the same weights classify {100 * first[worst]:.0f} % of the test images "
+        f"correctly with moving averages of {momentum} and {100 * first['exact']:.0f} % with exact statistics; after "
         f"{int(frame.step.max())}, {100 * last[worst]:.0f} % and {100 * last['exact']:.0f} %."
     )
 
@@ -983,7 +1016,7 @@ def landscape_message(frame):
     steadier = [m for m in ranges.index if m != "none" and ranges[m] < ranges["none"]]
     told = ", ".join(f"{value:.2f} {present.words(m)}" for m, value in ranges.items())
     return f"Along a step the loss ranges over {told} nats (medians): " + (
-        f"less {present.words(*steadier)}." if steadier else "with no normalization less than without."
+        f"less {present.words(*steadier)}." if steadier else "none of them makes that smaller."
     )
 
 
@@ -1025,12 +1058,11 @@ def mechanism_message(table):
     named = table.layer + ": " + table.mechanism
     of = {v: list(named[table.verdict == v]) for v in ("cannot", "round-off", "semantic", "below float32")}
     small = f", {len(of['below float32'])} is below float32" if of["below float32"] else ""
-    largest = table.loc[table.float64.idxmax()]
     for layer, band in table.groupby("layer").band.first().items():
         present.number(f"drift.band.{layer.lower()}", band)
     return (
-        f"{len(of['semantic'])} of {len(table)} mechanisms change the training in float64 too, most of all "
-        f"{largest.mechanism} ({largest.layer}); {len(of['round-off'])} are round-off{small}, {len(of['cannot'])} "
+        f"{len(of['semantic'])} of {len(table)} mechanisms change the training in float64 too; "
+        f"{len(of['round-off'])} are round-off{small}, {len(of['cannot'])} "
         "cannot move a parameter."
     )
 
@@ -1064,7 +1096,7 @@ def second_derivative_message(table):
     if theirs <= 1e-6:
         return f"TensorFlow's second derivatives are right to {scientific(theirs)}, the own ones to {scientific(ours)}."
     return (
-        f"TensorFlow's second derivatives are wrong by up to {100 * theirs:.0f} % "
+        f"Along a shift of all values, TensorFlow's second derivatives are wrong by up to {100 * theirs:.0f} % "
         f"({worst['layer']}), the own ones by at most {scientific(ours)}."
     )
 
@@ -1082,8 +1114,10 @@ def claims(profile, seeds):
             "the notebook does, and nothing else may be claimed."
         )
     return (
-        f"With {len(seeds)} seeds, a difference may be claimed where its interval leaves out zero and it is at least "
-        f"{100 * SMALLEST:g} points."
+        f"{len(HYPOTHESES)} comparisons are tested, over {len(seeds)} seeds with Holm's correction. Elsewhere a "
+        f"difference is called so where its 95 % interval leaves out zero and it is at least {100 * SMALLEST:g} "
+        f"points, over {min(len(seeds), tuning.FEWER)} seeds or more and without a correction: of twenty such words "
+        "one may be chance."
     )
 
 
@@ -1106,6 +1140,12 @@ def _power(value):
     return f"{value:.0e}".replace("e-0", "e-")
 
 
+_BESIDE = {
+    "higher": "above",
+    "lower": "below",
+    "alike": "beside",
+    "not told apart": "(not told apart) beside",
+}
 _WHETHER = {
     "higher": "above",
     "alike": f"within {100 * SMALLEST:g} points of",

@@ -12,6 +12,7 @@ import normlib
 from study import data, equivalence, network, present, running, training
 
 STEPS = 2750
+RULE = "within one point of accuracy; a drift of the same sign, and within a factor of two"
 # Read off its figures. Test accuracy after 100 steps and at the end:
 ACCURACIES = {
     "none": (0.73, 0.952),
@@ -240,8 +241,8 @@ def accuracy_shares(base, seeds, jobs=0):
 
 
 def roughness(history):
-    """Mean absolute change of the accuracy from one measurement to the next, over the second half."""
-    late = history.accuracy[len(history.accuracy) // 2 :]
+    """Mean absolute change of the accuracy from one measurement to the next, over the second half of the steps."""
+    late = history.accuracy[history.steps >= history.steps[-1] / 2]
     return float(np.mean(np.abs(np.diff(late)))) if len(late) > 1 else float("nan")
 
 
@@ -302,6 +303,18 @@ def beside(found, curves):
     table = pd.DataFrame(rows, columns=["what", "then", "again", "right", "verdict"])
     verdict = np.where(table.again.isna(), "not run", np.where(table.verdict, "reproduced", "not"))
     return table.assign(verdict=verdict)
+
+
+def spread(curves, step=100):
+    """How far the accuracy of the plain network varies from seed to seed early in the training, in words; empty where
+    that was not measured."""
+    values = [h.accuracy[h.steps == step][0] for h in curves["none"] if step in h.steps]
+    if len(values) < 2:
+        return ""
+    return (
+        f"Of single runs, beware: after {step} steps the seeds of the plain network here have a standard deviation of "
+        f"{100 * np.std(values, ddof=1):.1f} points."
+    )
 
 
 def _accuracy(histories, step):

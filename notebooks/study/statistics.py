@@ -159,6 +159,22 @@ def holm(p_values):
     return adjusted
 
 
+def mean_over_steps(steps, accuracy):
+    """The mean of a curve from its first measurement to its last, by the trapezoidal rule: measurements that lie closer
+    together count no more for it.
+
+    Args:
+        steps: when it was measured, ascending.
+        accuracy: at each of the steps.
+
+    Returns:
+        The mean; of a single measurement its value.
+    """
+    if len(steps) == 1:
+        return float(accuracy[0])
+    return float(np.trapezoid(accuracy, steps) / (steps[-1] - steps[0]))
+
+
 def steps_to_target(steps, accuracy, target):
     """The first measured step at which the accuracy reaches the target.
 

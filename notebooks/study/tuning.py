@@ -29,7 +29,7 @@ class Plan:
         others: what is tried beside MAIN: names of `network.METHODS`.
         exponents: of the first grid: rates 10^(k / 2).
         steps: of each run of the search.
-        seeds: over which the accuracy of MAIN is averaged; the others are searched with the first alone.
+        seeds: over which the accuracy of MAIN and BOTH is averaged; the others are searched with the first alone.
         widens: whether a grid widens where the best is at its edge.
         full: whether MAIN is trained at its own rates as long as the profile's runs, and the others a quarter as long;
             else MAIN alone, a third as long.
@@ -54,7 +54,7 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 512), 600, (1.0,), 1),
-    "quick": Plan(OTHERS, (-2,), 30, 1, False, False, (2, 512), 600, (1.0,), 1, ("BN",)),
+    "quick": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 100), 600, (1.0,), 1, ("BN",)),
     "default": Plan(OTHERS, (-2, -1, 0), 100, 1, True, False, (2, 32, 512), 5_000, (1.0,), 1),
     "thorough": Plan(
         OTHERS, (-3, -2, -1, 0), 300, 2, True, True, (2, 8, 64, 512), 8_000, (1 / 3, 1.0, 3.0), 3
@@ -73,8 +73,8 @@ def sweep(base, plan, methods=None, jobs=0):
 
     Returns:
         DataFrame with columns method, exponent, rate, accuracy (on the held-out images after the last step, mean over
-        the seeds; a run that leaves the finite numbers has that of guessing), diverged (how many did) and seeds; and
-        dict method -> list of History.
+        the seeds; a run that leaves the finite numbers has that of guessing), diverged (how many did), collapsed (how
+        many learnt next to nothing) and seeds; and dict method -> list of History.
     """
     steps = min(plan.steps, base.steps)
     short = replace(base, steps=steps, evaluate_every=-(-steps // 2), validation=True)
@@ -83,7 +83,7 @@ def sweep(base, plan, methods=None, jobs=0):
         runs = {
             (method, k): [
                 replace(short, seed=base.seed + seed, learning_rate=10 ** (k / 2), **network.METHODS[method])
-                for seed in range(plan.seeds if method in MAIN else 1)
+                for seed in range(plan.seeds if method in (*MAIN, *BOTH) else 1)
             ]
             for method, exponents in grids.items()
             for k in sorted(exponents)
@@ -96,6 +96,7 @@ def sweep(base, plan, methods=None, jobs=0):
                 "rate": 10 ** (k / 2),
                 "accuracy": np.mean([_learnt(h) for h in histories]),
                 "diverged": sum(h.diverged for h in histories),
+                "collapsed": sum(_learnt(h) < COLLAPSED for h in histories),
                 "seeds": len(histories),
             }
             for (method, k), histories in found.items()
@@ -188,7 +189,7 @@ def budget(frame, methods=MAIN):
     the methods were tried at: a wider grid would make the one who needed it look worse.
 
     Returns:
-        DataFrame with columns method, tried and accuracy.
+        DataFrame with columns method, tried, accuracy, lowest and highest (of these rates).
     """
     of = {method: frame[frame.method == method].set_index("exponent").accuracy for method in methods}
     common = sorted(set.intersection(*(set(accuracy.index) for accuracy in of.values())))
@@ -197,6 +198,7 @@ def budget(frame, methods=MAIN):
         for k in range(1, len(common) + 1):
             best = [max(chosen) for chosen in itertools.combinations(accuracy[common], k)]
             rows.append({"method": method, "tried": k, "accuracy": float(np.mean(best))})
+            rows[-1] |= {"lowest": 10 ** (common[0] / 2), "highest": 10 ** (common[-1] / 2)}
     return pd.DataFrame(rows)
 
 
@@ -218,8 +220,9 @@ def batch_sizes(base, plan, rates, jobs=0):
 
     Returns:
         DataFrame with columns method, size, rate, accuracy (on the held-out images at the end, mean over the seeds; a
-        run that leaves the finite numbers has that of guessing), seeds and collapsed (how many runs at this rate learnt
-        next to nothing); and dict (method, size) -> list of History.
+        run that leaves the finite numbers has that of guessing), each (that of each seed), "at the edge" (whether its
+        rate is the lowest or the highest tried), seeds and collapsed (how many runs at this rate learnt next to
+        nothing); and dict (method, size) -> list of History.
     """
     images = min(plan.images, base.steps * base.batch_size)
     cells = list(itertools.product(BY_BATCH, plan.sizes))
@@ -240,9 +243,9 @@ def batch_sizes(base, plan, rates, jobs=0):
 
     tried = {cell: [run(*cell, factor, 0) for factor in plan.factors] for cell in cells}
     found = running.run_all(itertools.chain(*tried.values()), jobs, "batch sizes")
-    chosen = {}
+    chosen, factors = {}, {}
     for cell, runs in tried.items():
-        factor = plan.factors[int(np.argmax([_learnt(found[r]) for r in runs]))]
+        factors[cell] = factor = plan.factors[int(np.argmax([_learnt(found[r]) for r in runs]))]
         seeds = plan.size_seeds if cell[0] in BY_BATCH else 1
         chosen[cell] = [run(*cell, factor, seed) for seed in range(seeds)]
     again = running.run_groups(chosen, jobs, "batch sizes, more seeds")
@@ -251,7 +254,10 @@ def batch_sizes(base, plan, rates, jobs=0):
             "method": method,
             "size": size,
             "rate": histories[0].run.learning_rate,
-            "accuracy": np.mean([_learnt(h) for h in histories]),
+            "accuracy": np.mean(each := [_learnt(h) for h in histories]),
+            "each": each,
+            "at the edge": len(plan.factors) > 1
+            and factors[method, size] in (plan.factors[0], plan.factors[-1]),
             "seeds": len(histories),
             "collapsed": sum(_learnt(h) < COLLAPSED for h in histories),
         }
