@@ -676,10 +676,10 @@ def hypotheses_message(table, seeds):
 def hypotheses_sentence(table):
     """The finding in full: each comparison at the methods' own rates."""
     told = [
-        f"{side} ({row['difference, points']} points of {row['hypothesis'].rpartition(', ')[2]})"
+        f"{side} [{row['hypothesis'].rpartition(', ')[2]}: {row['difference, points']} points]"
         for side, row in zip(_sides(table), table.to_dict("records"), strict=True)
     ]
-    return f"With each method at its own best learning rate {_list(told)}."
+    return f"With each method at its own best learning rate, {_list(told)}."
 
 
 def _sides(table):
@@ -728,6 +728,9 @@ def when_sentence(frame):
         else f"{method} is better than {other} at no size of the batch that was tried"
         for method, other in (("LN", "BN"), ("BN", "LN"))
     ]
+    told_of = " and ".join(sides)
+    if not any(above.values()):
+        told_of = "Neither LN nor BN is better than the other at any size of the batch that was tried"
     apart = f" Not counted, since a run learnt next to nothing: {_list(collapsed)}." if collapsed else ""
     seeds = int(frame.seeds[frame.method == "BN"].min())
     alone = (
@@ -736,7 +739,7 @@ def when_sentence(frame):
         else f" ({seeds} seeds; what is not named is not told apart.)"
     )
     return (
-        f"{', '.join(sides)}.{apart}{alone} Under LN an image has statistics of its own; under BN it shares the "
+        f"{told_of}.{apart}{alone} Under LN an image has statistics of its own; under BN it shares the "
         "batch's, and behind a dense layer a batch has a single value for each image."
     )
 
@@ -1096,7 +1099,7 @@ def second_derivative_message(table):
     if theirs <= 1e-6:
         return f"TensorFlow's second derivatives are right to {scientific(theirs)}, the own ones to {scientific(ours)}."
     return (
-        f"Along a shift of all values, TensorFlow's second derivatives are wrong by up to {100 * theirs:.0f} % "
+        f"Where all values shift, TensorFlow's second derivatives are wrong by up to {100 * theirs:.0f} % "
         f"({worst['layer']}), the own ones by at most {scientific(ours)}."
     )
 
