@@ -100,8 +100,7 @@ def standardize(
     )
     run = functools.partial(_run, plan)
     if mask is not None:
-        # A masked position may hold anything: what cannot be squared, such as NaN, is taken for 0.
-        x = tf.where(mask | tf.math.is_finite(tf.square(_widen(x))), x, tf.zeros_like(x))
+        x = _countable(x, mask)
 
     @tf.custom_gradient
     def forward(x, *parameters):
@@ -124,6 +123,11 @@ def standardize(
     if plan.mask is not None or plan.all_reduce or not x.shape.num_elements():  # perhaps nothing was counted
         statistics = (tf.where(count > 0, s, math.nan) for s in statistics)
     return y, *map(tf.stop_gradient, statistics)
+
+
+def _countable(x, mask):
+    """A masked position may hold anything: what cannot be squared, such as NaN, is taken for 0."""
+    return tf.where(mask | tf.math.is_finite(tf.square(_widen(x))), x, tf.zeros_like(x))
 
 
 class _Plan(typing.NamedTuple):
@@ -370,7 +374,9 @@ def _may_be_compiled(plan, kernel, tensors):
     if None in shape[1:]:
         return False
     parameters = [tuple(t.shape) for t in tensors[len(tensors) - plan.scale - plan.shift :]]
-    shapes = _shapes[kernel, plan, len(shape), *parameters]
+    size = tensors[0].shape.num_elements()
+    small = size is not None and size < COMPILE_FROM  # these are not compiled, and take no other's place
+    shapes = _shapes[kernel, plan, small, len(shape), *parameters]
     if len(shapes) < COMPILED_SHAPES:
         shapes.add(shape)
     return shape in shapes
@@ -394,6 +400,8 @@ def weight_normalize(v, g, axes):
 
     Returns:
         w in v's dtype. A vector of length zero has no direction: its w and its dv are zero, never NaN.
+
+    Raises: TensorFlow's errors for an axis that v does not have, and for a g that does not broadcast.
 
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
     """
@@ -658,15 +666,16 @@ class BatchNormalization(_Normalization):
         axis: int, the feature axis; all others are averaged. Default -1.
         momentum: weight of the old moving statistics, from 0 to 1. Default 0.99.
         moving_mean_initializer, moving_variance_initializer: default "zeros", "ones".
-        renorm: must be False: batch renormalization is another layer.
+        renorm: must be False: batch renormalization is another layer. `renorm_clipping`, `renorm_momentum`: taken, as
+            Keras takes them, and without effect.
         synchronized: whether the statistics are those of all replicas together under `tf.distribute`. Default False.
         epsilon, center, scale, and the options of gamma and beta: as in LayerNormalization.
 
     Call arguments:
         inputs: floating-point tensor.
-        training: whether the batch's statistics are used, and averaged into the moving ones.
+        training: whether the batch's statistics are used, and averaged into the moving ones. Default None: False.
         mask: tensor with one dimension less than the input, broadcastable to it: where it is False, the element does
-            not count in the statistics.
+            not count in the statistics. Default None: all count.
 
     Raises:
         ValueError: as LayerNormalization; a momentum outside [0, 1], a mask of the wrong shape, `renorm=True`.
@@ -787,7 +796,7 @@ class MeanOnlyBatchNormalization(BatchNormalization):
 
     def _standardize(self, x, mask=None, all_reduce=None):
         x = _floating(x)
-        x_wide = _widen(x)
+        x_wide = _widen(x if mask is None else _countable(x, mask))
         plan = _Plan(self._reduction_axes(x.shape.rank), mask=mask, all_reduce=all_reduce)
         count = _count(plan, x)
         deviation, origin, residue = _centre(plan, x_wide, count)  # linear: its gradient needs no help
@@ -954,7 +963,7 @@ class WeightNormalization(keras.layers.Wrapper):
             self._kernels.append((v, axes, g))
 
     def kernels(self):
-        """The kernels w that the wrapped layer computes with, one for each v."""
+        """The kernels w that the wrapped layer computes with: for each v a tensor of its shape."""
         return [
             weight_normalize(tf.convert_to_tensor(v), _keep(tf.convert_to_tensor(g), axes), axes)
             for v, axes, g in self._kernels
@@ -1011,11 +1020,18 @@ class WeightNormalization(keras.layers.Wrapper):
         return self.layer.compute_output_spec(inputs, **kwargs)
 
     def remove(self):
-        """Fold g and v back into the wrapped layer's kernel, and return that plain layer."""
+        """Fold g and v back into the wrapped layer's kernel, and return that plain layer.
+
+        The wrapper stays what it was: v is now w, and g its length.
+
+        Raises:
+            ValueError: the wrapper is not built.
+        """
         if not self.built:
             raise ValueError(f"Expected a layer that is built. Received: {self!r}")
-        for (v, _, _), w in zip(self._kernels, self.kernels(), strict=True):
+        for (v, axes, g), w in zip(self._kernels, self.kernels(), strict=True):
             v.assign(w)
+            g.assign(_length(w, axes))  # a negative g has turned w round
         return self.layer
 
 
@@ -1091,8 +1107,8 @@ def initialize_from_data(model, inputs):
 
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), section 3.
     """
-    layers = _layers_of(WeightNormalization, model)
     model(inputs)  # builds it
+    layers = _layers_of(WeightNormalization, model)
     before = model.get_weights()
     for layer in layers:
         layer._waits_for_data = True
@@ -1110,8 +1126,9 @@ def recalibrate(model, data):
     """Make the moving statistics of every batch normalization exact averages over data.
 
     Moving averages lag behind the weights, and weight the last batches most. Here the weights stay, and each batch
-    counts by its elements; that the batches' means differ is part of the variance. Everything else in the model is as
-    in inference, so that the statistics are those that inference meets. The model runs eagerly.
+    counts by its elements; that the batches' means differ is part of the variance. Each normalization passes on what it
+    makes of the batch, as in training, and everything else in the model is as in inference: the deeper statistics are
+    those that inference meets as far as a batch's are the data's, so batches should be large. The model runs eagerly.
 
     Args:
         model: a Keras model that holds `BatchNormalization` or `MeanOnlyBatchNormalization` layers.
@@ -1132,8 +1149,11 @@ def recalibrate(model, data):
     def collect(layer, count, mean, variance=0.0):
         so_far, old_mean, old_variance = pooled[layer]
         count, mean, variance = (np.asarray(value, "float64") for value in (count, mean, variance))
+        if not count:  # an empty or wholly masked batch
+            return
         if not np.isfinite(mean + variance).all():
-            raise ValueError(f"Expected data with finite statistics. Received: mean {mean} in {layer.name}")
+            received = f"mean {mean}, variance {variance} in {layer.name}"
+            raise ValueError(f"Expected data with finite statistics. Received: {received}")
         share, apart = count / (so_far + count), mean - old_mean
         pooled[layer] = (
             so_far + count,
@@ -1240,9 +1260,11 @@ def _foldable(model):
 
 def _is_linear(layer):
     channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
-    return (
-        isinstance(layer, _FOLDABLE) and not channels_first and layer.activation is keras.activations.linear
+    # A layer derived from one of these may make something else of its kernel, and so does a low-rank adaptation.
+    plain = type(layer) in _FOLDABLE and isinstance(
+        getattr(layer, "kernel", layer.weights[0]), keras.Variable
     )
+    return plain and not channels_first and layer.activation is keras.activations.linear
 
 
 def _fold(layer, norm):
@@ -1265,5 +1287,5 @@ def _layers_of(kind, model):
     """All layers of a kind in a model, nested ones too."""
     found = [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
     if not found:
-        raise ValueError(f"Expected a model with {kind.__name__} layers. Received: {model!r}")
+        raise ValueError(f"Expected a model with normlib.{kind.__name__} layers. Received: {model!r}")
     return found

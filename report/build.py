@@ -10,8 +10,8 @@ report stays as it is. Whatever goes wrong, the last good report stays until a n
 
 Profiles, and their times on 2 cores, not the fastest, with no finished runs kept:
   smoke      4 minutes, a few steps on a sample of the data: that everything works, and evidence of nothing
-  quick     10 minutes, 60 steps and 2 seeds: the notebooks by hand, and evidence of nothing
-  default   20 minutes, 600 steps and 3 seeds: speed of convergence
+  quick     10 minutes, 30 steps and 2 seeds: the notebooks by hand, and evidence of nothing
+  default   20 minutes, 500 steps and 3 seeds: speed of convergence
   thorough 120 minutes, 2,750 steps and 8 seeds: what is published
 Finished runs are kept: a stopped build goes on where it was, and a second one takes two to four minutes.
 
@@ -266,11 +266,12 @@ def check_fonts():
 def find_notebooks(options):
     """The notebooks of the report, in their order."""
     found = sorted(options.notebooks.glob("[0-9][0-9]_*.ipynb"))
-    chosen = [n for n in found if not options.only or n.name[:2] in options.only]
-    if not chosen:
-        names = ", ".join(n.name[:2] for n in found) or "none"
-        raise BuildError(f"Expected --only among {names}. Received: {', '.join(options.only)}", 2)
-    return chosen
+    if not found:
+        raise BuildError(f"Expected notebooks NN_*.ipynb in the folder. Received: {options.notebooks}", 2)
+    names = [n.name[:2] for n in found]
+    if set(options.only) - set(names):
+        raise BuildError(f"Expected --only among {', '.join(names)}. Received: {', '.join(options.only)}", 2)
+    return [n for n in found if not options.only or n.name[:2] in options.only]
 
 
 def read_parameters(options, notebooks):
@@ -296,6 +297,12 @@ def read_parameters(options, notebooks):
         check.given(given, defaults)
     except (TypeError, ValueError) as error:
         raise BuildError(str(error), 2) from error
+    for name in ("CANDIDATE", "REFERENCE"):
+        if name in given and len(asked := [n.name[:2] for n in notebooks if name in known[n]]) > 1:
+            raise BuildError(
+                f"Expected --only with {name}: a layer takes the place of one. Received: {', '.join(asked)}",
+                2,
+            )
     return {n: {name: given[name] for name in given if name in known[n]} for n in notebooks}
 
 

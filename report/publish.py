@@ -25,25 +25,33 @@ FOUND = (  # what is said in bold, and the sentences behind it
 
 def main():
     """Copy, and rewrite the README between its marks."""
-    refuse_unfit(json.loads((BUILT / "results.json").read_text())["provenance"])
+    results = json.loads((BUILT / "results.json").read_text())
+    refuse_unfit(results["provenance"])
+    readme, figure = with_findings(README.read_text(), results), front(BUILT / "notebooks")
     PUBLISHED.mkdir(exist_ok=True)
     for name in ("report.html", "report.pdf", "results.json"):
         shutil.copy(BUILT / name, PUBLISHED)
-    (PUBLISHED / "front.svg").write_text(front(BUILT / "notebooks"))
-    README.write_text(with_findings(README.read_text(), json.loads((PUBLISHED / "results.json").read_text())))
+    (PUBLISHED / "front.svg").write_text(figure)
+    README.write_text(readme)
 
 
 def refuse_unfit(about):
-    """Only a whole report that may claim something is published."""
+    """Only a whole report of committed code that may claim something, about the data of which the README speaks."""
     sections = {path.stem for path in (HERE.parent / "notebooks").glob("[0-9][0-9]_*.ipynb")}
-    if (
-        set(about["parameters"]) != sections
-        or about["profile"] in ("smoke", "quick")
-        or about["data"]["sample"]
-    ):
+    others = {name for given in about["parameters"].values() for name in given} - {"PROFILE", "JOBS"}
+    reasons = {
+        "sections": set(about["parameters"]) != sections,
+        "profile": about["profile"] in ("smoke", "quick"),
+        "data": about["data"]["sample"],
+        "parameters": bool(others),
+        "commit": about["uncommitted changes"],
+    }
+    if any(reasons.values()):
         raise SystemExit(
-            "Expected a build of all sections on the full data, of the default or the thorough profile. Received: "
-            f"{', '.join(about['parameters'])}; {about['data']['source']}; profile {about['profile']}"
+            "Expected a build of all sections and of committed code, on the full data, of the default or the thorough "
+            f"profile, without other parameters. Received: {', '.join(about['parameters'])}; "
+            f"{about['data']['source']}; profile {about['profile']}; {', '.join(sorted(others)) or 'no'} parameters; "
+            f"uncommitted changes: {about['uncommitted changes']}"
         )
 
 

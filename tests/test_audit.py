@@ -1,6 +1,7 @@
 """The audit of published runs: it agrees with what is so, and notices what is not."""
 
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -69,6 +70,21 @@ def test_runs_whose_data_cannot_be_had_are_left_out_and_told_of(others, tmp_path
     )
     assert [run.dataset for run, _ in asked] == others * ["fashion_mnist"]
     assert left.value.code == (0 if others else 3)
+
+
+def test_an_audit_trains_here_whatever_cluster_is_named(row, monkeypatch):
+    monkeypatch.setenv("NORMLIB_CLUSTER", "tcp://nowhere:1")
+    ((run, read),) = [(training.Run(**vars(SHORT) | network.METHODS["LN"]), row)]
+    assert list(audit.audit([(run, read)], jobs=1).verdict) == [audit.SAME]
+    assert os.environ["NORMLIB_CLUSTER"] == "tcp://nowhere:1"
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "some"])
+def test_no_number_of_runs_but_a_positive_one_is_taken(count, tmp_path, row, capsys):
+    with pytest.raises(SystemExit) as left:
+        audit.main([str(results(tmp_path, row)), f"--runs={count}"])
+    assert left.value.code == 2
+    assert f"Received: '{count}'" in capsys.readouterr().err
 
 
 def test_an_audit_of_nothing_is_refused(tmp_path):

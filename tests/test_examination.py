@@ -616,6 +616,8 @@ def test_a_module_that_cannot_be_imported_is_told_so(source, capsys, monkeypatch
         (["--steps", "0"], "Expected a whole number from 1. Received: '0'"),
         (["--steps", "-3"], "Received: '-3'"),
         (["--steps", "many"], "Received: 'many'"),
+        (["math:sqrt"], "Expected the import path of a class. Received: math:sqrt"),
+        (["--json", "no/such/folder/a.json"], "Expected --json in a folder that exists. Received: no/such"),
     ],
 )
 def test_wrong_arguments_are_told_so(arguments, message, capsys):

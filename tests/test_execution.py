@@ -128,6 +128,13 @@ def test_ever_new_lengths_are_not_compiled_for_ever(rng):
         assert_close(layer(x), normlib.LayerNormalization(dtype="float64")(x), 1e-5)
     assert max(map(len, normlib._shapes.values())) == normlib.COMPILED_SHAPES
 
+    # Small ones, which are not compiled, take no place of a larger one's.
+    normlib._shapes.clear()
+    for length in range(normlib.COMPILED_SHAPES + 3):
+        layer(random(rng, (2, 2 + length, 16), "float32"))
+    layer(x)
+    assert {tuple(x.shape)} in normlib._shapes.values()
+
     @tf.function(input_signature=[tf.TensorSpec([None, None, 16])])
     def open_sizes(x):
         return layer(x)

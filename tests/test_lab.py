@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
 
-from study import explore, training
+from study import explore, profiles
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIRST = ROOT / "notebooks" / "01_batch_normalization.ipynb"
-BASE = training.profile("smoke")[0]
+BASE = profiles.start("smoke")[0]
 
 
 # --- what there is to explore --------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def lab(tmp_path):
     code = [cell for cell in made.cells if cell.cell_type == "code"]
     [parameters] = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     parameters.source = parameters.source.replace('= "quick"', '= "smoke"')
-    begin = nbformat.v4.new_code_cell("base, seeds = training.profile(PROFILE, DATASET, SEED)")
+    begin = nbformat.v4.new_code_cell("base, seeds = profiles.start(PROFILE, DATASET, SEED)")
     made.cells = [
         code[0],
         parameters,

@@ -393,6 +393,16 @@ def test_the_kernel_is_left_alone_in_a_call_and_folded_by_remove(rng):
     assert_close(wrapped.remove()(x), y, 1e-6)
 
 
+def test_a_wrapper_is_the_same_after_a_removal_whatever_the_sign_of_g(rng):
+    wrapped = normlib.WeightNormalization(keras.layers.Dense(4))
+    x = random(rng, (3, 5), "float32")
+    wrapped(x)
+    wrapped.g.assign(wrapped.g * [1.0, -2.0, 3.0, -0.5])
+    y = wrapped(x)
+    assert_close(wrapped.remove()(x), y, 1e-6)
+    assert_close(wrapped(x), y, 1e-6)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

@@ -174,6 +174,31 @@ def test_the_readme_says_what_the_published_report_found():
     assert publish.with_findings(readme, other) != readme
 
 
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {"profile": "quick"},
+        {"uncommitted changes": True},
+        {"data": {"sample": True, "source": "the embedded sample"}},
+        {"parameters": {"01_batch_normalization": {}}},
+        {"SEED": 7},
+        None,
+    ],
+)
+def test_what_the_readme_does_not_speak_of_is_not_published(unfit):
+    about = json.loads((ROOT / "report" / "published" / "results.json").read_text())["provenance"]
+    about["parameters"] = {name: dict(given) for name, given in about["parameters"].items()}
+    if unfit is None:
+        publish.refuse_unfit(about)  # what is published is fit
+        return
+    if "SEED" in unfit:
+        about["parameters"]["01_batch_normalization"] |= unfit
+    else:
+        about |= unfit
+    with pytest.raises(SystemExit, match=r"(?s)Expected a build of all sections.*Received"):
+        publish.refuse_unfit(about)
+
+
 def test_the_version_is_the_same_everywhere():
     version = PROJECT["project"]["version"]
     assert importlib.metadata.version("normlib") == version

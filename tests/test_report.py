@@ -25,7 +25,7 @@ import pytest
 
 import build
 import publish
-from study import data, present, training
+from study import data, present, profiles
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -626,9 +626,12 @@ def test_help_says_all(capsys):
         build.parse(["--help"])
     assert stopped.value.code == 0
     told = capsys.readouterr().out
-    assert tuple(training.PROFILES) == build.PROFILES
-    for profile in training.PROFILES:
-        assert re.search(rf"^  {profile} +\d+ minutes, ", told, flags=re.M)
+    assert tuple(profiles.PROFILES) == build.PROFILES
+    for profile, settings in profiles.PROFILES.items():
+        [length] = re.findall(rf"^  {profile} +\d+ minutes, (.*?):", told, flags=re.M)
+        expected = "a few steps on a sample" if settings["sample"] else f"{settings['steps']:,} steps and "
+        assert length.startswith(expected)
+        assert settings["sample"] or length.endswith(f" {settings['seeds']} seeds")
     files = [*ROOT.glob("report/*.py"), *ROOT.glob("notebooks/study/*.py")]
     source = "".join(path.read_text() for path in files)
     for variable in set(re.findall(r'environ[^"]*"(NORMLIB_\w+)"', source)):
@@ -651,6 +654,28 @@ def test_the_stages_and_the_time_left_are_told_in_lines(capsys, tmp_path):
     assert re.search(r"writing: \d\d:\d\d passed, about \d\d:\d\d left\n", told)
     make(tmp_path, WORDS)  # the last build tells from the start
     assert re.search(r"01_toy: 00:00 passed, about \d\d:\d\d left\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--only", "01", "--only", "7"], "Expected --only among 01, 02, .*Received: 01, 7"),
+        (["--set", "CANDIDATE=a:B"], "Expected --only with CANDIDATE.*Received: 01, 02, 03"),
+    ],
+)
+def test_what_is_asked_of_no_section_or_of_several_is_refused(arguments, told):
+    options = build.parse(arguments)
+    with pytest.raises(build.BuildError, match=told) as refused:
+        build.read_parameters(options, build.find_notebooks(options))
+    assert refused.value.code == 2
+    options = build.parse(["--set", "CANDIDATE=a:B", "--only", "02"])
+    [given] = build.read_parameters(options, build.find_notebooks(options)).values()
+    assert given["CANDIDATE"] == "a:B"
+
+
+def test_a_folder_without_notebooks_is_refused(capsys, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    assert "Expected notebooks NN_*.ipynb in the folder. Received: " in fails(capsys, 2, tmp_path)
 
 
 def test_the_built_report_is_opened(tmp_path, monkeypatch):

@@ -111,6 +111,41 @@ def test_the_key_follows_the_modules_that_a_layer_derives_from(tmp_path, monkeyp
     assert asked == [*running.DECISIVE, own.stem, base.stem]
 
 
+def test_the_key_follows_what_a_readers_layer_imports(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    helper, own = tmp_path / "helper_of_a_layer.py", tmp_path / "layer_with_a_helper.py"
+    helper.write_text("def double(x):\n    return 2 * x")
+    own.write_text(
+        "import keras\nfrom helper_of_a_layer import double\nclass Own(keras.layers.Layer):\n    f = double"
+    )
+    own_class = network.resolve(f"{own.stem}:Own")
+    assert running._modules_of(own_class) == [own.stem, helper.stem]
+    assert running._modules_of(network.resolve("study.controls:Affine")) == ["study.controls"]
+
+
+def test_what_a_killed_build_left_begun_is_not_begun(cache, monkeypatch):
+    step_file = cache / f"{running._key(SHORT)}.step"
+    cache.mkdir(exist_ok=True)
+    step_file.write_text("3")
+    monkeypatch.setattr(
+        running, "_train_all", lambda *_: pytest.fail("still begun") if step_file.exists() else 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        running.run_all([SHORT], jobs=1)
+
+
+def test_a_kept_run_that_cannot_be_read_now_is_not_thrown_away(cache, monkeypatch):
+    running.run_all([SHORT], jobs=1)
+    [path] = cache.glob("*.run")
+
+    def fails(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", fails)
+    assert running._restore(path, SHORT) is None
+    assert path.exists()
+
+
 # --- what dies -----------------------------------------------------------------------------------------------------
 
 

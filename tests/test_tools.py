@@ -123,6 +123,23 @@ def test_what_is_folded_and_what_is_not(function, kept, rng):
     assert found == kept
 
 
+class Doubling(L.Dense):
+    def call(self, inputs):
+        return super().call(2.0 * inputs)
+
+
+def test_a_derived_layer_may_make_something_else_of_its_kernel_and_is_not_folded():
+    model = keras.Sequential([keras.Input((5,)), Doubling(4), normlib.BatchNormalization(name="kept")])
+    assert normlib._foldable(model) == {}
+
+
+def test_an_adapted_layer_is_not_folded():
+    model = keras.Sequential([keras.Input((5,)), L.Dense(4), normlib.BatchNormalization()])
+    assert len(normlib._foldable(model)) == 1
+    model.layers[0].enable_lora(2)
+    assert normlib._foldable(model) == {}
+
+
 def test_a_sequential_model_that_grew_is_folded(rng):
     model = keras.Sequential()
     for layer in (keras.Input((5,)), L.Dense(4), normlib.BatchNormalization(), L.Dense(3)):
@@ -149,7 +166,7 @@ def test_recalibration_of_masked_batches_counts_the_elements(rng):
     lengths = [6, 1, 2, 5]
     x[:, :, :] = np.where(np.arange(6)[None, :, None] < np.array(lengths)[:, None, None], x, 0.0)
     model = keras.Sequential([keras.Input((6, 3)), L.Masking(), normlib.BatchNormalization()])
-    normlib.recalibrate(model, [x[:1], x[1:]])
+    normlib.recalibrate(model, [x[:1], np.zeros_like(x), x[:0], x[1:]])  # two of them hold nothing
     counted = np.concatenate([row[:n] for row, n in zip(x, lengths, strict=True)])
     assert_close(model.layers[-1].moving_mean, counted.mean(0), 1e-5)
     assert_close(model.layers[-1].moving_variance, counted.var(0), 1e-5)
@@ -272,6 +289,29 @@ def test_mean_only_batch_normalization(rng):
     assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
 
 
+def test_a_masked_position_of_mean_only_batch_normalization_may_hold_anything(rng):
+    mask = np.arange(5) < np.array([5, 2, 4])[:, None]
+    x = np.where(mask[..., None], random(rng, (3, 5, 2)), np.nan)
+    layer = normlib.MeanOnlyBatchNormalization(dtype="float64")
+    y = layer(x, training=True, mask=mask)
+    assert_close(y[mask], x[mask] - x[mask].mean(0), 1e-14)
+    assert np.isfinite(y).all() and np.isfinite(layer.moving_mean).all()
+
+
+def test_a_model_that_makes_its_layers_late_is_initialized_from_data(rng):
+    class Late(keras.Model):
+        def build(self, input_shape):
+            self.wrapped = normlib.WeightNormalization(L.Dense(3))
+            self.wrapped.build(input_shape)
+
+        def call(self, x):
+            return self.wrapped(x)
+
+    model, x = Late(), random(rng, (64, 5), "float32")
+    normlib.initialize_from_data(model, x)
+    assert_close(tf.math.reduce_std(model(x), 0), np.ones(3), 1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -279,7 +319,7 @@ def test_mean_only_batch_normalization(rng):
         (
             lambda: normlib.recalibrate(keras.Sequential([L.Dense(2)]), []),
             ValueError,
-            "BatchNormalization layers",
+            "normlib.BatchNormalization layers",
         ),
         (
             lambda: normlib.recalibrate(keras.Sequential([normlib.BatchNormalization()]), []),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from study import equivalence, network, running, training
+from study import equivalence, network, profiles, running, training
 
 SHORT = training.Run(sample=True, steps=6, evaluate_every=3, batch_size=20)
 BN, TENSORFLOW_BN = network.METHODS["BN"], network.REFERENCES["BN"]
@@ -161,6 +161,8 @@ def test_a_traced_history_comes_back_whole(tmp_path):
         ({"steps": None}, "Received: steps=None"),
         ({"evaluate_every": 0}, "Received: evaluate_every=0"),
         ({"measured_images": 0}, "Received: measured_images=0"),
+        ({"where": ("dense",)}, r"where among input, conv, relu, hidden. Received: where=\('dense',\)"),
+        ({"test_at_end": True}, "Received: validation=False"),
         ({"dtype": "float16"}, "Received: dtype='float16'"),
         ({"repeat_updates": True}, "Received: norm=None"),
     ],
@@ -177,7 +179,7 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 def test_an_unknown_profile_is_refused():
     with pytest.raises(ValueError, match=r"smoke, quick, default, thorough. Received: 'slow'"):
-        training.profile("slow")
+        profiles.start("slow")
 
 
 @pytest.mark.parametrize(
@@ -192,3 +194,10 @@ def test_drift_needs_the_same_parameters():
     traces = [training.train(replace(SHORT, **network.METHODS[m], trace=True)) for m in ("BN", "WN")]
     with pytest.raises(ValueError, match="Expected two traces of the same parameters"):
         equivalence.drift(*traces)
+
+
+def test_a_wrapper_stands_where_a_kernel_is():
+    with pytest.raises(
+        ValueError, match=r"Expected a wrapper where there is a kernel.*Received: where=\('relu',\)"
+    ):
+        network.build((28, 28, 1), "normlib:WeightNormalization", where=("relu",))

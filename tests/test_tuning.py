@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study import network, running, training, tuning
+from study import network, profiles, running, training, tuning
 
 BASE = training.Run(sample=True, steps=160)
 PLAN = tuning.Plan(("LN-C", "GN", "DyT"), (-3, -2, -1, 0), 150, 1, True, True, (2, 32, 512), 8_000, (1.0,), 1)
@@ -68,7 +68,7 @@ def test_a_smoke_search_tries_one_rate(monkeypatch):
 
 
 def test_every_profile_has_a_plan():
-    assert tuning.PLANS.keys() == training.PROFILES.keys()
+    assert tuning.PLANS.keys() == profiles.PROFILES.keys()
 
 
 def test_rates_as_good_are_joined_to_the_best():

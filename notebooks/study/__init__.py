@@ -7,7 +7,7 @@ bits from run to run on one machine type; the thread count changes them, so it i
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # whatever a job system gives: other devices, other bits
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # it changes the bits, so it is said: see the runs' keys
 for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"

@@ -12,7 +12,7 @@ import tempfile
 
 import pandas as pd
 
-from study import data, running, training
+from study import data, equivalence, running, training
 
 SAME, CLOSE, OTHER = "the same bits", "not the same bits, but close", "differs"
 # What tells whether runs of other bits are close, and how close; the second where no accuracy was measured.
@@ -57,12 +57,14 @@ def audit(chosen, jobs=0):
         DataFrame with a row for each: what it is, one of MEASURES as published and now, and the verdict.
     """
     with tempfile.TemporaryDirectory() as empty:
-        kept = os.environ.get("NORMLIB_CACHE")
+        before = dict(os.environ)
         os.environ["NORMLIB_CACHE"] = empty
+        os.environ.pop("NORMLIB_CLUSTER", None)  # its workers have caches of their own
         try:
             again = running.run_all([run for run, _ in chosen], jobs, "audit")
         finally:
-            os.environ.pop("NORMLIB_CACHE") if kept is None else os.environ.update(NORMLIB_CACHE=kept)
+            os.environ.clear()
+            os.environ.update(before)
     rows = []
     for run, row in chosen:
         history = again[run]
@@ -86,7 +88,7 @@ def main(arguments=None):
     """The command line; exit code 1 if a run differs, 3 if the data of none can be had."""
     parser = argparse.ArgumentParser(prog="python -m study.audit", description=__doc__)
     parser.add_argument("results", type=pathlib.Path, help="a results.json")
-    parser.add_argument("--runs", type=int, default=5, help="how many (default: 5)")
+    parser.add_argument("--runs", type=equivalence.positive, default=5, help="how many (default: 5)")
     parser.add_argument("--seed", type=int, help="of the choice (default: another one each time)")
     parser.add_argument("--jobs", type=int, default=0, help="trainings at a time; 0 for one on each core")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """The parameters of a notebook: a wrong one is refused before anything runs."""
 
-from study import data, network, training
+from study import data, network, profiles
 
 # Of each parameter, a value of its type.
 COMMON = {"PROFILE": "quick", "DATASET": "fashion_mnist", "SEED": 0, "JOBS": 0}
@@ -33,7 +33,7 @@ def given(values, defaults):
         kind = type(defaults[name])
         if type(value) is not kind:
             raise TypeError(f"Expected {name} of type {kind.__name__}. Received: {name}={value!r}")
-        choices = {"PROFILE": training.PROFILES, "DATASET": data.FILES, "METHODS": network.METHODS}.get(name)
+        choices = {"PROFILE": profiles.PROFILES, "DATASET": data.FILES, "METHODS": network.METHODS}.get(name)
         if choices and not set([value] if kind is str else value) <= set(choices):
             raise ValueError(f"Expected {name} among {', '.join(choices)}. Received: {name}={value!r}")
         if name == "METHODS" and not set(COMPARED) <= set(value):

@@ -470,7 +470,8 @@ def _given(text):
         ) from None
 
 
-def _positive(text):
+def positive(text):
+    """An argument of the command line that is a whole number from 1."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"Expected a whole number from 1. Received: {text!r}")
     return int(text)
@@ -487,14 +488,18 @@ def main(arguments=None):
         parser.add_argument(
             name, action="append", default=[], metavar="NAME=VALUE", type=_given, help=f"an argument of {of}"
         )
-    parser.add_argument("--steps", type=_positive, default=20, help="of the paired training (default: 20)")
+    parser.add_argument("--steps", type=positive, default=20, help="of the paired training (default: 20)")
     parser.add_argument("--json", type=pathlib.Path, help="file for the certificate as JSON")
     options = parser.parse_args(arguments)
     for path in (options.candidate, options.reference):
         try:
-            network.resolve(path)
+            kind = network.resolve(path)
         except (Exception, SystemExit) as error:  # a module may do anything when it is imported
             parser.error(f"{path} cannot be imported. {type(error).__name__}: {error}")
+        if not isinstance(kind, type):
+            parser.error(f"Expected the import path of a class. Received: {path}, which is {kind!r}")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"Expected --json in a folder that exists. Received: {options.json}")
     certificate = examination.examine(
         options.candidate,
         options.reference,

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 FILTERS, HIDDEN, CLASSES = 30, 100, 10
 INITIAL_STD = 0.1
+PLACES = ("input", "conv", "relu", "hidden")  # where a normalization may stand
 
 # The study's methods: the layer and its arguments, own and TensorFlow's. One epsilon for all.
 _BATCH = (("epsilon", 1e-5), ("momentum", 0.9))
@@ -109,6 +110,10 @@ def build(
     keras_of_it = framework(norm_class)
     layers = keras_of_it.layers
     wraps = norm_class is not None and issubclass(norm_class, layers.Wrapper)
+    if wraps and set(where) - {"conv", "hidden"}:
+        raise ValueError(
+            f"Expected a wrapper where there is a kernel, 'conv' or 'hidden'. Received: where={where!r}"
+        )
     arguments = dict(options) | {"dtype": dtype}
 
     def with_kernel(cls, index, name, *args, **kwargs):

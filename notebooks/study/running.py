@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import re
 import sys
 import tempfile
 import threading
@@ -33,9 +34,14 @@ from tqdm import tqdm
 
 from study import network, training
 
-LIMIT = float(
-    os.environ.get("NORMLIB_CACHE_BYTES", 4e9)
-)  # of kept runs; beyond it, those used longest ago go
+try:
+    LIMIT = float(
+        os.environ.get("NORMLIB_CACHE_BYTES", 4e9)
+    )  # of kept runs; beyond it, those used longest ago go
+except ValueError as error:
+    raise ValueError(
+        f"Expected NORMLIB_CACHE_BYTES to be a number, such as 4e9. Received: {error}"
+    ) from error
 MEMORY = 1.2e9  # bytes that a worker is taken to need, until one has needed more
 GROWTH = 1.5e9  # bytes that a worker may grow by before it is replaced: TensorFlow keeps what it has compiled
 PIECE = 50_000  # images times steps: a worker gets so many of one program's runs at a time
@@ -69,6 +75,8 @@ def run_all(runs, jobs=0, description="runs"):
         dict Run -> History.
 
     Raises:
+        ValueError: jobs under 0.
+        study.data.DataError: the data cannot be had.
         RuntimeError: a run failed, or worker processes died at it twice: the message names it; or a cluster has no
             workers, or workers with other code, versions, settings or processors.
     """
@@ -76,6 +84,9 @@ def run_all(runs, jobs=0, description="runs"):
     cache = _cache_folder()
     paths = {run: cache / f"{_key(run)}.run" for run in runs}
     found = {run: _restore(path, run) for run, path in paths.items()}
+    for run in runs:  # what a killed build has left begun is not begun now
+        if found[run] is None:
+            _was_left(paths[run])
     # Another build may evict what this one has just finished: then it is trained again.
     while missing := sorted((run for run in runs if found[run] is None), key=_work, reverse=True):
         with _Progress(missing, [paths[run].with_suffix(".step") for run in missing], description):
@@ -224,6 +235,8 @@ def at_once(calls, jobs=0, description="measurements"):
 
     Returns:
         dict name -> what the call gave.
+
+    Raises: what a call raises; ValueError: jobs under 0.
     """
     work = (joblib.delayed(_named)(name, *call) for name, call in calls.items())
     results = _in_workers(work, len(calls), jobs)
@@ -271,7 +284,7 @@ def _train_and_keep(run, path, waits):
                 finally:
                     step_file.unlink(missing_ok=True)
             return path, here.read_bytes()
-    except Timeout:
+    except (Timeout, FileNotFoundError):  # of which the second: another build has just evicted it
         return path, None
 
 
@@ -345,9 +358,7 @@ def _key(run):
     """SHA-256 of all that decides a run's result: its description, the code, the data, the versions, the machine."""
     modules = list(DECISIVE)
     if run.norm and not run.norm.startswith(("normlib:", "keras.", "tensorflow_probability.")):
-        layer, *bases = network.resolve(run.norm).__mro__
-        others = [base.__module__ for base in bases if base.__module__.partition(".")[0] not in LIBRARIES]
-        modules += dict.fromkeys([layer.__module__, *others])
+        modules += _modules_of(network.resolve(run.norm))
     decisive = [
         dataclasses.asdict(run),
         [_code(_source(module)) for module in modules],
@@ -358,20 +369,46 @@ def _key(run):
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+def _modules_of(layer):
+    """The modules whose code makes a layer: its own and those of its bases and, of another's, whatever these import,
+    but for installed packages."""
+    found, waiting = {}, [base.__module__ for base in layer.__mro__]
+    while waiting:
+        name = waiting.pop(0)
+        if name in found or name.partition(".")[0] in LIBRARIES:
+            continue
+        found[name] = None
+        if not name.startswith("study."):
+            imported = [
+                value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+                for value in vars(importlib.import_module(name)).values()
+            ]
+            waiting += [other for other in imported if isinstance(other, str) and _is_own(other)]
+    return list(found)
+
+
+def _is_own(module):
+    """Whether a module is a file beside others of whoever runs this, and no installed package's."""
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return file.endswith(".py") and "site-packages" not in pathlib.Path(file).parts
+
+
 @functools.cache
 def _source(module):
     """A module's source when it was first asked for: an edit reaches no process that runs already."""
-    return inspect.getsource(importlib.import_module(module))
+    return pathlib.Path(inspect.getsourcefile(importlib.import_module(module))).read_text("utf-8")
 
 
 @functools.cache
 def _machine():
     """What of this machine decides the bits: its kind, what its processor can do, and whether oneDNN is on."""
     try:
-        cpu = pathlib.Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0]
-    except (OSError, IndexError):
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        cpu = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.M)[1]  # as Intel and ARM call them
+    except (OSError, TypeError):
         cpu = platform.processor()
-    settings = {name: os.environ.get(name) for name in ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA")}
+    names = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "XLA_FLAGS", "TF_XLA_FLAGS")
+    settings = {name: os.environ.get(name) for name in names}
     return [platform.machine(), hashlib.sha256(cpu.encode()).hexdigest(), settings]
 
 
@@ -428,6 +465,8 @@ def _restore(path, run):
                 elif name != "description":
                     fields[name] = arrays[name]
         history = training.History(**fields)
+    except OSError:  # it cannot be read now, or is just being evicted; it may be whole
+        return None
     except Exception as error:  # whatever is wrong with a kept run, it can be trained again
         path.unlink(missing_ok=True)
         _tell(f"A kept run was damaged and is trained again: {path.name} ({error})")

@@ -6,6 +6,7 @@ Whole stretches of steps run inside one `tf.function`.
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import math
 import sys
 import time
@@ -28,28 +29,33 @@ class Run:
     """All that decides the result of one training, and nothing else.
 
     Args:
-        norm: import path of the normalization, such as "normlib:BatchNormalization"; None for none.
-        options: its arguments, as (name, value) pairs.
-        where: what is normalized, of "input", "conv", "relu" and "hidden".
-        dataset: "fashion_mnist", "mnist" or "cifar10".
-        sample: whether the embedded sample takes the place of the full data.
-        seed: fixes the initial weights and, by a separate stream, the order of the batches.
+        norm: import path of the normalization, such as "normlib:BatchNormalization". Default None: none.
+        options: its arguments, as (name, value) pairs. Default: none.
+        where: what is normalized, of PLACES. Default ("conv",).
+        dataset: "fashion_mnist" (default), "mnist" or "cifar10".
+        sample: whether the embedded sample takes the place of the full data. Default False.
+        seed: fixes the initial weights and, by a separate stream, the order of the batches. Default 2612.
         weights_seed: another seed for the initial weights alone. Default None: `seed`.
         steps: number of updates. Default 2,750: five epochs of 55,000 images.
-        batch_size: images in an update.
-        learning_rate: of plain stochastic gradient descent.
+        batch_size: images in an update. Default 100.
+        learning_rate: of plain stochastic gradient descent. Default 0.01.
         evaluate_every: steps between the first measurements on the test images (see `measured_steps`); None for none:
-            the weights alone count.
+            the weights alone count. Default 100.
         measured_images: at most so many images are measured on, the first. Default None: all.
-        dtype: "float32" or "float64".
-        nudge: if k > 0, the k-th weight of the convolution starts one unit in the last place higher.
-        bias: whether the convolution has a bias.
+        dtype: "float32" (default) or "float64".
+        nudge: if k > 0, the k-th weight of the convolution starts one unit in the last place higher. Default 0.
+        bias: whether the convolution has a bias. Default True.
         repeat_updates: whether the normalization's parameters are updated t times at step t, as the study of 2019 did.
+            Default False.
         validation: whether the accuracy is measured on the training images that are held out, instead of the test
-            images; all that is chosen is chosen on these.
-        test_at_end: whether, beside them, the test images are measured: once, after the last step.
+            images; all that is chosen is chosen on these. Default False.
+        test_at_end: whether, beside them, the test images are measured: once, after the last step. Default False.
         trace: whether the normalization's parameters are kept after every step (large ones by evenly spaced elements),
-            and all weights at the end.
+            and all weights at the end. Default False.
+
+    Raises:
+        ValueError: a count under 1, a place or a dtype of another name, updates of no norm repeated, or a test at the
+            end of a run that is measured on the test images anyway.
     """
 
     norm: str | None = None
@@ -82,41 +88,18 @@ class Run:
         for name, count in counts.items():
             if count is None or count < 1:
                 raise ValueError(f"Expected {name} of at least 1. Received: {name}={count}")
+        if set(self.where) - set(network.PLACES):
+            raise ValueError(
+                f"Expected where among {', '.join(network.PLACES)}. Received: where={self.where!r}"
+            )
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"Expected dtype 'float32' or 'float64'. Received: dtype={self.dtype!r}")
         if self.repeat_updates and self.norm is None:
             raise ValueError("Expected a norm whose updates can be repeated. Received: norm=None")
         if self.test_at_end and not self.validation:
-            raise ValueError("Expected validation=True where the test images wait for the end.")
-
-
-# How much is computed, and so how much may be claimed.
-PROFILES = {
-    "smoke": {"sample": True, "steps": 40, "evaluate_every": 10, "seeds": 3},
-    "quick": {"sample": False, "steps": 40, "evaluate_every": 20, "measured_images": 2_000, "seeds": 2},
-    "default": {"sample": False, "steps": 500, "evaluate_every": 100, "seeds": 3},
-    "thorough": {"sample": False, "steps": 2750, "evaluate_every": 100, "seeds": 8},
-}
-
-
-def profile(name, dataset="fashion_mnist", seed=2612):
-    """The Run that a profile's runs start from, and its seeds.
-
-    Args:
-        name: "smoke" (the embedded sample, a few steps) or "quick" (the full data, for use by hand), of which nothing
-            may be claimed; "default" or "thorough".
-        dataset: name of the data set; where its full data cannot be had, the sample takes its place.
-        seed: the first of the seeds.
-
-    Returns:
-        (Run, list of seeds)
-    """
-    if name not in PROFILES:
-        raise ValueError(f"Expected a profile among {', '.join(PROFILES)}. Received: {name!r}")
-    settings = dict(PROFILES[name])
-    seeds = [seed + k for k in range(settings.pop("seeds"))]
-    sample = settings.pop("sample") or data.load_or_sample(dataset).is_sample
-    return Run(dataset=dataset, seed=seed, sample=sample, **settings), seeds
+            raise ValueError(
+                "Expected validation=True where the test images wait for the end. Received: validation=False"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +236,7 @@ def train(run, progress=None):
         if progress:
             progress(last)
 
-    weights = {_unique_name(model, i): np.asarray(v) for i, v in enumerate(model.trainable_variables)}
+    weights = {_path(v): np.asarray(v) for v in model.trainable_variables}
     accuracy, loss = np.array(scores, "float64").T
     test_accuracy = float("nan") if run.validation else float(accuracy[-1])
     if run.test_at_end:
@@ -390,15 +373,14 @@ def _values(variables):
     return [v.value if isinstance(v, keras.Variable) else v for v in variables]
 
 
-def _unique_name(model, index):
-    variable = model.trainable_variables[index]
+def _path(variable):
     return getattr(variable, "path", variable.name)
 
 
 def _moving(model):
     """What training moves without a gradient: not the seeds of random numbers, nor flags."""
     kept = [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
-    return {f"{MOVING}{getattr(v, 'path', v.name)}": np.asarray(v) for v in kept}
+    return {f"{MOVING}{_path(v)}": np.asarray(v) for v in kept}
 
 
 def _flatten(variables, dtype):
@@ -439,9 +421,13 @@ def tensors(name, sample):
 
 def versions():
     """The versions of all that computes a result."""
-    return {
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
+    packages = (
+        "tensorflow",
+        "keras",
+        "numpy",
+        "tf-keras",
+        "tensorflow-probability",
+    )  # the last two: WN's reference
+    return {"python": ".".join(map(str, sys.version_info[:3]))} | {
+        package: importlib.metadata.version(package) for package in packages
     }
