@@ -94,8 +94,12 @@ PACKAGES = [
     "scipy",
     "pandas",
     "matplotlib",
+    "seaborn",
+    "joblib",
+    "papermill",
+    "pypandoc_binary",
+    "typst",
 ]
-PACKAGES += ["seaborn", "joblib", "papermill", "pypandoc_binary", "typst"]
 KEPT = "Finished runs are kept: the next build goes on from there."
 
 

@@ -10,7 +10,6 @@ import pathlib
 import sys
 from dataclasses import replace
 
-import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
@@ -46,11 +45,7 @@ def in_training(layer, x, training=True):
 def weights_of(layer, trainable):
     """A layer's floating-point weights, each once, by the last part of their names."""
     listed = layer.trainable_variables if trainable else layer.non_trainable_variables
-    return {last_name(v): v for v in listed if tf.as_dtype(v.dtype).is_floating}
-
-
-def last_name(variable):
-    return variable.name.split("/")[-1].split(":")[0]
+    return {network.last_name(v): v for v in listed if tf.as_dtype(v.dtype).is_floating}
 
 
 def call(layer, x, dy):
@@ -58,7 +53,7 @@ def call(layer, x, dy):
     statistics."""
     found = {"inference": in_training(layer, x, training=False)}
     variables = weights_of(layer, trainable=True)
-    values = [v.value if isinstance(v, keras.Variable) else v for v in variables.values()]
+    values = training.values_of(variables.values())
     with tf.GradientTape() as tape:
         tape.watch(x)
         found["y"] = in_training(layer, x)
@@ -104,7 +99,7 @@ def calls(layers, shape, dtypes, seed=2612, mean=0.0):
                 raise ValueError(f"Expected weights of the shapes {shapes[1]}. Received: {shapes[0]}")
         for name, variable in names.items():
             variable.assign(values[name])
-        own_names = {last_name(variable): name for name, variable in names.items()}
+        own_names = {network.last_name(variable): name for name, variable in names.items()}
         result = call(layer, tf.constant(x, dtype), tf.constant(dy, dtype))
         renamed = {own: own for own in ("inference", "y", "dx")}
         renamed |= own_names | {f"d{own}": f"d{name}" for own, name in own_names.items()}

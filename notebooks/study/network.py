@@ -151,10 +151,14 @@ def norm_variables(model):
     for layer in model.layers:
         if layer.name.startswith("norm_"):
             for variable in layer.trainable_variables:
-                name = variable.name.split("/")[-1].split(":")[0]
-                if name != "bias":  # a wrapped layer's own
+                if (name := last_name(variable)) != "bias":  # a wrapped layer's own
                     found[f"{layer.name}/{name}"] = variable
     return found
+
+
+def last_name(variable):
+    """A variable's own name, without those of the layers around it: "gamma" of "norm_conv/gamma:0"."""
+    return variable.name.split("/")[-1].split(":")[0]
 
 
 def framework(norm_class):

@@ -317,10 +317,10 @@ def _network(run):
 
 def _stretch(model, run):
     images, labels = tensors(run.dataset, run.sample)["train"]
-    variables = _values(model.trainable_variables)
+    variables = values_of(model.trainable_variables)
     of_norm = network.norm_variables(model)
-    repeated = {id(v) for v in _values(of_norm.values())} if run.repeat_updates else set()
-    traced = _values(of_norm.values()) if run.trace else []
+    repeated = {id(v) for v in values_of(of_norm.values())} if run.repeat_updates else set()
+    traced = values_of(of_norm.values()) if run.trace else []
 
     spec = tf.TensorSpec
     signature = (
@@ -368,7 +368,7 @@ def _evaluation(model, run, batch=50):  # so many at a time fit into a cache
     return evaluate
 
 
-def _values(variables):
+def values_of(variables):
     """TensorFlow's own variables: Keras 3 wraps them."""
     return [v.value if isinstance(v, keras.Variable) else v for v in variables]
 
