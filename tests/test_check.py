@@ -61,6 +61,7 @@ class MyBatchNorm(normlib.BatchNormalization):
     pass
 """
 TRAINED = """
+from study import training
 runs = [training.Run(sample=True, steps=2, evaluate_every=2, norm=CANDIDATE, seed=SEED + k) for k in range(2)]
 print(*sorted(run.seed for run in running.run_all(runs, jobs=2)))
 """

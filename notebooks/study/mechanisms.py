@@ -328,7 +328,7 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
     Args:
         base: the Run that gives data and seed.
         steps, batch, rate: of the training; twice the Run's steps at most.
-        looks: how many measurements, at most one in ten steps.
+        looks: how many measurements, at most one in five steps.
         width: units of a hidden layer.
 
     Returns:
@@ -344,7 +344,7 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
     y_train, y_test = tf.constant(dataset.y_train), dataset.y_test[: base.measured_images]
     run = replace(base, steps=steps, batch_size=batch)
     order = tf.constant(training.batch_order(training.trained_on(dataset), run))
-    looks = np.unique(np.linspace(1, steps, min(looks, max(2, steps // 10))).astype(int))
+    looks = np.unique(np.linspace(1, steps, min(looks, max(2, steps // 5))).astype(int))
     rows = []
     for method in ("none", "BN"):
         layers = []
