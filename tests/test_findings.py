@@ -314,8 +314,8 @@ def test_no_reason_is_named_that_another_seed_would_not_name():
         {frozenset(whose[k] for k in key): of for key, of in values.items()}, names, "accuracy"
     )
     assert findings.reason_message(table) == (
-        "As trained in 2019, TensorFlow's layer ends 1.25 points lower than the own one, and whether rows (−1.30 to "
-        "−0.40) or repeated updates (−0.50 to −0.30) makes most of it depends on the seed."
+        "As trained in 2019, TensorFlow's layer ends 1.25 points lower, and whether rows (−1.30 to −0.40) or repeated "
+        "updates (−0.50 to −0.30) makes most depends on the seed."
     )
 
 
@@ -370,8 +370,8 @@ def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
     told = (
-        "The difference in γ (+1.0000) comes of several causes together (90 %, of one alone at most 10 %; without b "
-        "nothing is left, without a +0.1000)."
+        "The difference in γ (+1.0000) comes of several causes together (90 %, one alone at most 10 %; without b "
+        "nothing is left)."
     )
     assert findings.shares_message(table) == told
 
@@ -819,10 +819,7 @@ def test_arms_are_compared_with_what_they_change():
 
 @pytest.mark.parametrize(
     ("both", "told"),
-    [
-        (1.0, "which fits a limit set by the large start"),
-        (0.1, "which does not fit a limit set by the large start"),
-    ],
+    [(1.0, "which fits a limit by the large start"), (0.1, "which does not fit a limit by the large start")],
 )
 def test_the_start_limits_a_rate_that_is_higher_where_the_dense_layer_is_normalized_too(both, told):
     frame = pd.DataFrame({"method": ["none", "BN", "LN"], "loss": [2.6, 6.0, 7.0], "spread": [1.2, 7.0, 6.0]})

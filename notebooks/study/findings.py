@@ -204,8 +204,8 @@ def attribution_message(drifts, parameters="the parameters"):
 
 def shares_message(table):
     """The caption's first sentence of a table of `original.shares`: what makes most of each quantity's difference. A
-    difference of either sign has no shares; of what only several do together, it is told what is left without those
-    that matter most."""
+    difference of either sign has no shares; of what only several do together, it is told what is left without the one
+    that matters most."""
     told = []
     for quantity, rows in table.groupby("quantity", sort=False):
         rows = rows.set_index("mechanism")
@@ -226,9 +226,8 @@ def shares_message(table):
         text = f"{what} comes of {cause.replace(INTERACTION, 'several causes together')} ({_share(share)}{against}"
         if cause == INTERACTION:
             most = _share(parts.share.drop(cause).abs().max())
-            first, *second = parts.without.dropna().sort_values(key=abs)[:2].items()
-            text += f", of one alone at most {most}; without {first[0]} {_left(first[1])} is left"
-            text += "".join(f", without {name} {_left(value)}" for name, value in second)
+            left = parts.without.dropna().sort_values(key=abs)
+            text += f", one alone at most {most}; without {left.index[0]} {_left(left.iloc[0])} is left"
         told.append(f"{text})")
     text = "; ".join(told)
     return f"{text[0].upper()}{text[1:]}."
@@ -421,8 +420,8 @@ def reason_message(table):
             for name in (cause, rival)
         ]
         return (
-            f"As trained in 2019, TensorFlow's layer ends {lower}, and whether {' or '.join(told)} makes most of it "
-            "depends on the seed."
+            f"As trained in 2019, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower, and whether "
+            f"{' or '.join(told)} makes most depends on the seed."
         )
     return (
         f"As trained in 2019, TensorFlow's layer ends {lower}, {_share(accuracy[cause] / whole.difference)} of it by "
@@ -583,10 +582,9 @@ def start_message(frame, rates):
     bn, none, limited = of.loc["BN"], of.loc["none"], rates["BN, both"] > rates["BN"]
     return (
         f"Before training, the input of the hidden units spreads by {none.spread:.1f} without normalization and "
-        f"{bn.spread:.1f} with BN, and the loss is {none.loss:.1f} and {bn.loss:.1f} nats. Where the dense layer is "
-        f"normalized too, BN's best rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: "
-        f"{rates['none']:.2g}), which {'fits' if limited else 'does not fit'} a limit set by "
-        "the large start (a smaller start alone was not tried)."
+        f"{bn.spread:.1f} with BN (loss: {none.loss:.1f} and {bn.loss:.1f} nats). Behind the dense layer too, BN's best "
+        f"rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: {rates['none']:.2g}), which "
+        f"{'fits' if limited else 'does not fit'} a limit by the large start (not tried alone)."
     )
 
 
