@@ -582,8 +582,8 @@ def start_message(frame, rates):
     bn, none, limited = of.loc["BN"], of.loc["none"], rates["BN, both"] > rates["BN"]
     return (
         f"Before training, the input of the hidden units spreads by {none.spread:.1f} without normalization and "
-        f"{bn.spread:.1f} with BN (loss: {none.loss:.1f} and {bn.loss:.1f} nats). Behind the dense layer too, BN's best "
-        f"rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: {rates['none']:.2g}), which "
+        f"{bn.spread:.1f} with BN (loss: {none.loss:.1f} and {bn.loss:.1f} nats). Behind the dense layer too, BN's "
+        f"best rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: {rates['none']:.2g}), which "
         f"{'fits' if limited else 'does not fit'} a limit by the large start (not tried alone)."
     )
 
