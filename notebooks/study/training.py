@@ -429,5 +429,8 @@ def versions():
         "tensorflow-probability",
     )  # the last two: WN's reference
     return {"python": ".".join(map(str, sys.version_info[:3]))} | {
-        package: importlib.metadata.version(package) for package in packages
+        package: _version(package) for package in packages
     }
+
+
+_version = functools.cache(importlib.metadata.version)  # which reads files: each run's key asks for it
