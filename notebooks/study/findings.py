@@ -726,16 +726,16 @@ def when_sentence(frame):
         else f"{method} is better than {other} at no size of the batch that was tried"
         for method, other in (("LN", "BN"), ("BN", "LN"))
     ]
+    seeds = int(frame.seeds[frame.method == "BN"].min())
     told_of = " and ".join(sides)
     if not any(above.values()):
-        told_of = "Neither LN nor BN is better than the other at any size of the batch that was tried"
+        told_of = (
+            "Neither LN nor BN is better than the other at any size of the batch that was tried"
+            if seeds > 1
+            else "One seed does not tell LN and BN apart at any size of the batch"
+        )
     apart = f" Not counted, since a run learnt next to nothing: {_list(collapsed)}." if collapsed else ""
-    seeds = int(frame.seeds[frame.method == "BN"].min())
-    alone = (
-        " One seed settles nothing."
-        if seeds == 1
-        else f" ({seeds} seeds; what is not named is not told apart.)"
-    )
+    alone = f" ({seeds} seeds; what is not named is not told apart.)" if seeds > 1 else ""
     return (
         f"{told_of}.{apart}{alone} Under LN an image has statistics of its own; under BN it shares the "
         "batch's, and behind a dense layer a batch has a single value for each image."
