@@ -39,14 +39,13 @@ def refuse_unfit(about):
     """Only a whole report of committed code that may claim something, about the data of which the README speaks."""
     sections = {path.stem for path in (HERE.parent / "notebooks").glob("[0-9][0-9]_*.ipynb")}
     others = {name for given in about["parameters"].values() for name in given} - {"PROFILE", "JOBS"}
-    reasons = {
-        "sections": set(about["parameters"]) != sections,
-        "profile": about["profile"] in ("smoke", "quick"),
-        "data": about["data"]["sample"],
-        "parameters": bool(others),
-        "commit": about["uncommitted changes"],
-    }
-    if any(reasons.values()):
+    if (
+        set(about["parameters"]) != sections
+        or about["profile"] in ("smoke", "quick")
+        or about["data"]["sample"]
+        or others
+        or about["uncommitted changes"]
+    ):
         raise SystemExit(
             "Expected a build of all sections and of committed code, on the full data, of the default or the thorough "
             f"profile, without other parameters. Received: {', '.join(about['parameters'])}; "

@@ -27,6 +27,9 @@ TABLE_1 = {
 }
 ONE_SEED = 0.05  # of accuracy: a smaller difference that one seed shows settles nothing
 SMOOTHER = 0.8  # of a range without normalization: a smaller one is smoother
+STILL = 1e-3  # of the weights' motion: what moves no more does not move
+WITHIN = 0.05  # of a theory's number
+KEPT, LOST = 1, 2  # points at batch 2: fewer lost is none, and so many more than GN loses is a loss
 VERDICTS = ("reproduced", "partly", "not settled", "not", "out of scope")
 
 
@@ -133,8 +136,8 @@ def literature(
         "@ioffe2015 [sec. 3.2]",
         "exact",
         f"moves by {scientific(conserved.bias.max() / conserved.kernel.max())} of the weights' motion",
-        holds(conserved.bias.max() <= 1e-3 * conserved.kernel.max()),
-        "a thousandth at most",
+        holds(conserved.bias.max() <= STILL * conserved.kernel.max()),
+        f"{scientific(STILL)} at most",
     )
     faster("LN", "LN trains faster", "@ba2016 [sec. 6]", "yes")
     common, own = _ends(curves["BN"], curves["LN"]), None
@@ -175,16 +178,16 @@ def literature(
         "@yang2019",
         f"{np.pi / (np.pi - 1):.3f} times a layer",
         f"{middle:.3f} times",
-        holds(abs(middle * (np.pi - 1) / np.pi - 1) < 0.05),
-        "within 5 %",
+        holds(abs(middle * (np.pi - 1) / np.pi - 1) < WITHIN),
+        f"within {100 * WITHIN:g} %",
     )
     row(
         "BN keeps inputs apart",
         "@yang2019",
         f"cosine {1 / np.pi:.3f}",
         f"{last:.3f}",
-        holds(abs(last * np.pi - 1) < 0.05),
-        "within 5 %",
+        holds(abs(last * np.pi - 1) < WITHIN),
+        f"within {100 * WITHIN:g} %",
     )
     first = (
         statistics_frame[statistics_frame.step == statistics_frame.step.min()]
@@ -324,10 +327,10 @@ def literature(
         if np.isnan(lost["GN"] + lost["BN"] + lost["BN, dense"])
         or by_batch.seeds[by_batch.method == "BN"].min() < 2
         else holds(
-            lost["GN"] < 1 and min(lost["BN"], lost["BN, dense"]) > 2 + lost["GN"],
-            max(lost["BN"], lost["BN, dense"]) > 2 + lost["GN"],
+            lost["GN"] < KEPT and min(lost["BN"], lost["BN, dense"]) > LOST + lost["GN"],
+            max(lost["BN"], lost["BN, dense"]) > LOST + lost["GN"],
         ),
-        "GN under 1, BN over 2 more than it at both places; partly: at one",
+        f"GN under {KEPT}, BN over {LOST} more than it at both places; partly: at one",
     )
     first, of_first = own_rates("BN", "first")
     standardized, of_input = own_rates("BN", "input")
@@ -480,7 +483,7 @@ def questions(
     )
     ask(
         "Is the bias before BN redundant?",
-        ("Yes" if conserved.bias.max() <= 1e-3 * conserved.kernel.max() else "No")
+        ("Yes" if conserved.bias.max() <= STILL * conserved.kernel.max() else "No")
         + f": in training it moves {scientific(conserved.bias.max())}, where the weights move "
         f"{conserved.kernel.max():.2f}.",
         "[Figure](#fig-conservation)",

@@ -198,8 +198,7 @@ def budget(frame, methods=MAIN):
         for k in range(1, len(common) + 1):
             best = [max(chosen) for chosen in itertools.combinations(accuracy[common], k)]
             rows.append({"method": method, "tried": k, "accuracy": float(np.mean(best))})
-            rows[-1] |= {"lowest": 10 ** (common[0] / 2), "highest": 10 ** (common[-1] / 2)}
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(lowest=10 ** (common[0] / 2), highest=10 ** (common[-1] / 2))
 
 
 # --- batch sizes ---------------------------------------------------------------------------------------------------
