@@ -370,7 +370,7 @@ def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
     told = (
-        "The difference in γ (+1.0000) comes of several causes together (90 %, one alone at most 10 %; without b "
+        "The difference in γ (+1.0000) comes of several together (90 %, one alone at most 10 %; without b "
         "nothing is left)."
     )
     assert findings.shares_message(table) == told

@@ -223,7 +223,7 @@ def shares_message(table):
         cause = parts.share.abs().idxmax()
         share = parts.share[cause]
         against = ", the others against it" if share > 1.005 else ""
-        text = f"{what} comes of {cause.replace(INTERACTION, 'several causes together')} ({_share(share)}{against}"
+        text = f"{what} comes of {cause.replace(INTERACTION, 'several together')} ({_share(share)}{against}"
         if cause == INTERACTION:
             most = _share(parts.share.drop(cause).abs().max())
             left = parts.without.dropna().sort_values(key=abs)
