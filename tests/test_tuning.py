@@ -10,7 +10,7 @@ import pytest
 from study import network, profiles, running, training, tuning
 
 BASE = training.Run(sample=True, steps=160)
-PLAN = tuning.Plan(("LN-C", "GN", "DyT"), (-3, -2, -1, 0), 150, 1, True, True, (2, 32, 512), 8_000, (1.0,), 1)
+PLAN = tuning.Plan(("LN-C", "GN", "DyT"), (-3, -2, -1, 0), 150, 1, True, True, (2, 32, 512), 8_000, (0,), 1)
 
 
 def trained(run, accuracy, diverged=False):
@@ -150,10 +150,10 @@ def test_batches_of_every_size_see_as_many_images_at_rates_in_proportion(batches
 
 
 def test_each_size_takes_the_best_of_its_rates_and_more_seeds_there(batches):
-    plan = replace(PLAN, factors=(1 / 3, 1.0, 3.0), size_seeds=3)
+    plan = replace(PLAN, around=(-1, 0, 1), widens=False, size_seeds=3)
     frame, runs = tuning.batch_sizes(BASE, plan, RATES)
     cells = frame.set_index(["method", "size"])
-    assert cells.rate["BN", 32] == pytest.approx(RATES["BN"] * 0.32 * 3)  # the higher, the better here
+    assert cells.rate["BN", 32] == pytest.approx(RATES["BN"] * 0.32 * 10**0.5)  # the higher, the better here
     assert cells.seeds["BN", 32] == 3
     lower = [
         run for run in batches if run.batch_size == 32 and run.learning_rate < RATES[method_of(run)] * 0.9
@@ -165,6 +165,23 @@ def test_each_size_takes_the_best_of_its_rates_and_more_seeds_there(batches):
     assert cells["at the edge"].all()  # it is the highest
     assert not tuning.batch_sizes(BASE, PLAN, RATES)[0]["at the edge"].any()  # one rate has no edge
     assert len(runs["BN", 32]) == 6
+
+
+@pytest.mark.parametrize(("best", "tried"), [(0, 3), (2, 5), (-1, 4), (-9, tuning.MOST)])
+def test_the_rates_of_a_size_widen_until_the_best_is_inside(best, tried, monkeypatch):
+    def run_all(runs, jobs, description):
+        def beyond(run):
+            in_proportion = RATES[method_of(run)] * run.batch_size / 100
+            return abs(2 * np.log10(run.learning_rate / in_proportion) - best)
+
+        return {run: trained(run, 0.9 - 0.01 * beyond(run)) for run in runs}
+
+    monkeypatch.setattr(running, "run_all", run_all)
+    frame, runs = tuning.batch_sizes(BASE, replace(PLAN, around=(-1, 0, 1)), RATES)
+    assert {len(of) for of in runs.values()} == {tried + 1}  # and once more at the best
+    found = max(best, 2 - tuning.MOST)
+    assert frame.rate[0] == pytest.approx(RATES["none"] * 0.02 * 10 ** (found / 2))
+    assert set(frame["at the edge"]) == {found != best}
 
 
 def test_a_batch_size_that_diverges_counts_as_guessing_and_as_collapsed(batches):

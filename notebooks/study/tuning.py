@@ -30,11 +30,12 @@ class Plan:
         exponents: of the first grid: rates 10^(k / 2).
         steps: of each run of the search.
         seeds: over which the accuracy of MAIN and BOTH is averaged; the others are searched with the first alone.
-        widens: whether a grid widens where the best is at its edge.
+        widens: whether a grid of more than one rate widens where the best is at its edge.
         full: whether MAIN is trained at its own rates as long as the profile's runs, and the others a quarter as long;
             else MAIN alone, a third as long.
         sizes, images: of the batches, and how many images each size is trained on.
-        factors: tried around the rate in proportion to the batch, with the first seed.
+        around: exponents of the first grid of each size: 10^(k / 2) times the rate in proportion to the batch, with the
+            first seed.
         size_seeds: seeds at the best of them.
         mechanisms: the layers whose mechanisms of drift are tried (`equivalence.mechanism_drifts`).
     """
@@ -47,18 +48,16 @@ class Plan:
     full: bool
     sizes: tuple
     images: int
-    factors: tuple
+    around: tuple
     size_seeds: int
     mechanisms: tuple = ("BN", "LN", "WN")
 
 
 PLANS = {
-    "smoke": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 512), 600, (1.0,), 1),
-    "quick": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 100), 600, (1.0,), 1, ("BN",)),
-    "default": Plan(OTHERS, (-2, -1, 0), 100, 1, True, False, (2, 32, 512), 5_000, (1.0,), 1),
-    "thorough": Plan(
-        OTHERS, (-3, -2, -1, 0), 300, 2, True, True, (2, 8, 64, 512), 8_000, (1 / 3, 1.0, 3.0), 3
-    ),
+    "smoke": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 512), 600, (0,), 1),
+    "quick": Plan(OTHERS, (-2,), 20, 1, False, False, (2, 100), 600, (0,), 1, ("BN",)),
+    "default": Plan(OTHERS, (-2, -1, 0), 100, 1, True, False, (2, 32, 512), 5_000, (0,), 1),
+    "thorough": Plan(OTHERS, (-3, -2, -1, 0), 300, 2, True, True, (2, 8, 64, 512), 8_000, (-1, 0, 1), 3),
 }
 
 
@@ -103,13 +102,22 @@ def sweep(base, plan, methods=None, jobs=0):
         )
         widened = False
         for method, exponents in grids.items():
-            best = _best(frame, method).exponent
-            beyond = best - 1 if best == min(exponents) else best + 1 if best == max(exponents) else None
-            if plan.widens and beyond is not None and len(exponents) < MOST:
-                exponents.append(beyond)
-                widened = True
+            widened |= plan.widens and _widen(exponents, _best(frame, method).exponent)
         if not widened:
             return frame, {m: [h for (name, _), of in found.items() if name == m for h in of] for m in grids}
+
+
+def _at_edge(exponents, best):
+    """Whether the best of a grid's exponents has a neighbour on one side alone."""
+    return len(exponents) > 1 and best in (min(exponents), max(exponents))
+
+
+def _widen(exponents, best):
+    """Add to a grid (a list) the exponent next to a best at its edge, up to `MOST`. Returns whether it was added."""
+    if not _at_edge(exponents, best) or len(exponents) >= MOST:
+        return False
+    exponents.append(best - 1 if best == min(exponents) else best + 1)
+    return True
 
 
 def _learnt(history):
@@ -208,7 +216,7 @@ BY_BATCH = ("none", "BN", "LN", "GN", *DENSE)
 
 
 def batch_sizes(base, plan, rates, jobs=0):
-    """Train with batches of several sizes on the same number of images; each size and method at the best of a few rates
+    """Train with batches of several sizes on the same number of images; each size and method at the best rate of a grid
     around the one in proportion to the batch. A full plan tries the other methods too, at the smallest size.
 
     Args:
@@ -227,7 +235,7 @@ def batch_sizes(base, plan, rates, jobs=0):
     cells = list(itertools.product(BY_BATCH, plan.sizes))
     cells += [(m, plan.sizes[0]) for m in rates if plan.full and m not in BY_BATCH]
 
-    def run(method, size, factor, seed):
+    def run(method, size, exponent, seed):
         steps = max(1, images // size)
         return replace(
             base,
@@ -235,18 +243,22 @@ def batch_sizes(base, plan, rates, jobs=0):
             batch_size=size,
             steps=steps,
             evaluate_every=-(-steps // 2),
-            learning_rate=rates[method] * size / 100 * factor,
+            learning_rate=rates[method] * size / 100 * 10 ** (exponent / 2),
             validation=True,
             seed=base.seed + seed,
         )
 
-    tried = {cell: [run(*cell, factor, 0) for factor in plan.factors] for cell in cells}
-    found = running.run_all(itertools.chain(*tried.values()), jobs, "batch sizes")
-    chosen, factors = {}, {}
-    for cell, runs in tried.items():
-        factors[cell] = factor = plan.factors[int(np.argmax([_learnt(found[r]) for r in runs]))]
-        seeds = plan.size_seeds if cell[0] in BY_BATCH else 1
-        chosen[cell] = [run(*cell, factor, seed) for seed in range(seeds)]
+    grids = {cell: list(plan.around) for cell in cells}
+    widened = True
+    while widened:
+        tried = {cell: {k: run(*cell, k, 0) for k in exponents} for cell, exponents in grids.items()}
+        found = running.run_all([r for of in tried.values() for r in of.values()], jobs, "batch sizes")
+        best = {cell: max(of, key=lambda k, of=of: _learnt(found[of[k]])) for cell, of in tried.items()}
+        widened = plan.widens and any([_widen(grids[cell], best[cell]) for cell in cells])
+    chosen = {
+        cell: [run(*cell, best[cell], seed) for seed in range(plan.size_seeds if cell[0] in BY_BATCH else 1)]
+        for cell in cells
+    }
     again = running.run_groups(chosen, jobs, "batch sizes, more seeds")
     frame = pd.DataFrame(
         {
@@ -255,11 +267,10 @@ def batch_sizes(base, plan, rates, jobs=0):
             "rate": histories[0].run.learning_rate,
             "accuracy": np.mean(each := [_learnt(h) for h in histories]),
             "each": each,
-            "at the edge": len(plan.factors) > 1
-            and factors[method, size] in (plan.factors[0], plan.factors[-1]),
+            "at the edge": _at_edge(grids[method, size], best[method, size]),
             "seeds": len(histories),
             "collapsed": sum(_learnt(h) < COLLAPSED for h in histories),
         }
         for (method, size), histories in again.items()
     )
-    return frame, {cell: [*(found[r] for r in tried[cell]), *again[cell]] for cell in cells}
+    return frame, {cell: [*(found[r] for r in tried[cell].values()), *again[cell]] for cell in cells}
