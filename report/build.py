@@ -996,7 +996,7 @@ def write_pdf(document, folder):
     )
     typeset = {"root": str(folder), "font_paths": [HERE], "ignore_system_fonts": True}
     try:
-        typeset["sys_inputs"] = {"later": _later(source, typeset)}
+        typeset["sys_inputs"] = _places(source, typeset)
         typst.compile(str(source), output=str(folder / "report.pdf"), pdf_standards=["ua-1"], **typeset)
     except typst.TypstError as error:
         raise BuildError(f"Typst: {error}") from error
@@ -1019,31 +1019,43 @@ def _turn(element):
     before = element.prev
     while isinstance(before, pf.Div) and "code-cell" in before.classes:  # not shown
         before = before.prev
-    start = f'#[#set figure(placement: placement("{element.identifier}"))\n'
-    if isinstance(before, pf.Header) or not element.identifier:  # a heading stays with what follows it
+    name = element.identifier
+    start = f'#[#set figure(placement: placement("{name}"))\n#show figure.caption: standing.with("{name}")\n'
+    if isinstance(before, pf.Header) or not name:  # a heading stays with what follows it
         return start
-    return f'#turn("{element.identifier}")\n{start}'
+    return f'#turn("{name}")\n{start}'
 
 
-def _later(source, typeset):
-    """The figures that go to the top of the next page, the text going on before them.
+def _places(source, typeset):
+    """The figures that go to the top of the next page ("later"), and those before which all that wait are set ("last").
 
     A figure stands where the text speaks of it, or on the next page where it does not fit. Where that leaves a gap,
-    what follows goes on before it; but for figures of two sections at most, lest headings pile up.
+    what follows goes on before it, but for figures of two sections at most, lest headings pile up. Figures keep their
+    order: one that would overtake another waits too, or the text waits for both where the page is full anyway.
     """
-    later = []
+    later, last = [], []
     while True:
-        inputs = {"later": " ".join(later)}
+        inputs = {"later": " ".join(later), "last": " ".join(last)}
         figures = json.loads(typst.query(str(source), "<turn>", field="value", sys_inputs=inputs, **typeset))
-        for figure in figures:
+        for number, figure in enumerate(figures):
+            if figure["name"] in later:
+                continue
             pages = figure["stands"] - figure["page"]  # a page between two has no room for it either
             gap = pages > 1 or (pages == 1 and figure["room"] > GAP)
+            kind = figure["name"].partition("-")[0]
+            before = [f for f in figures[:number] if f["name"].startswith(kind)]
+            overtakes = any(f["stands"] > figure["stands"] for f in before)
             waiting = [f for f in figures if f["name"] in later and f["page"] == figure["page"]]
-            if gap and figure["name"] not in later and len({f["section"] for f in [*waiting, figure]}) <= 2:
+            held_up = overtakes or (pages > 1 and waiting)
+            if held_up and figure["room"] <= GAP and figure["name"] not in last:
+                last.append(figure["name"])
+                break
+            if overtakes or (gap and len({f["section"] for f in [*waiting, figure]}) <= 2):
                 later.append(figure["name"])
+                last = [name for name in last if name != figure["name"]]
                 break
         else:
-            return inputs["later"]
+            return inputs
 
 
 def _wrapped(line):

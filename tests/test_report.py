@@ -236,33 +236,44 @@ def test_what_is_cited_is_in_the_bibliography_and_links_to_its_paper():
         assert re.search(r"(url = \{https://arxiv\.org/abs/\d{4}\.\d{5}|doi = \{10\.)", entry), entry
 
 
-def test_figures_of_the_pdf_follow_their_sentence_and_leave_no_gap(tmp_path, monkeypatch):
-    drawing = '<svg xmlns="http://www.w3.org/2000/svg" width="518pt" height="330pt"></svg>'
+@pytest.fixture
+def pages_with(tmp_path):
+    """A function that typesets sections, each with a figure of the height given, and returns the text of each page."""
     (tmp_path / "media").mkdir()
-    (tmp_path / "media" / "a.svg").write_text(drawing)
-    section = (
-        "## Part{0}\n\nWords. Words.\n\n![Caption{0}.]({1}/media/a.svg){{#fig-{0} alt='a'}}\n\n"
-        + 60 * "Words again. "
-    )
-    text = "---\ntitle: T\nlang: en\nauthor: A\n---\n\n# One\n\n" + "\n\n".join(
-        section.format(part, tmp_path) for part in range(9)
-    )
-    text += "\n\n# Two\n\nWords.\n\n| a |\n|---|\n| without a label |\n\n: A table."
-    document = pf.convert_text(text, standalone=True, pandoc_path=build.PANDOC)
-    build.number(document, [])
 
-    def pages():
+    def pages(heights):
+        text = "---\ntitle: T\nlang: en\nauthor: A\n---\n\n# One"
+        for part, height in enumerate(heights):
+            drawn = tmp_path / f"media/{part}.svg"
+            size = f'width="518pt" height="{height}pt"'
+            drawn.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size}></svg>')
+            figure = f"![Caption{part}.]({drawn}){{#fig-{part} alt='a'}}"
+            text += f"\n\n## Part{part}\n\nWords. Words.\n\n{figure}\n\n" + 60 * "Words again. "
+        text += "\n\n# Two\n\nWords.\n\n| a |\n|---|\n| without a label |\n\n: A table."
+        document = pf.convert_text(text, standalone=True, pandoc_path=build.PANDOC)
+        build.number(document, [])
         build.write_pdf(document, tmp_path)
         return [page.extract_text() for page in pypdf.PdfReader(tmp_path / "report.pdf").pages]
 
-    found = pages()
+    return pages
+
+
+def test_figures_of_the_pdf_follow_their_sentence_and_leave_no_gap(pages_with, monkeypatch):
+    found = pages_with(9 * [330])
     for part in range(9):
         (named,) = (n for n, page in enumerate(found) if f"Part{part}" in page)
         (drawn,) = (n for n, page in enumerate(found) if f"Caption{part}" in page)
         assert named <= drawn <= named + 1
     assert all("One" in page for page in found[2:-1])  # the running head
-    monkeypatch.setattr(build, "_later", lambda *_: "")
-    assert len(found) < len(pages())
+    monkeypatch.setattr(build, "_places", lambda *_: {})
+    assert len(found) < len(pages_with(9 * [330]))
+
+
+def test_a_small_figure_of_the_pdf_does_not_overtake_a_large_one(pages_with):
+    for heights in (4 * [330, 90], 3 * [420, 60, 200], [200, 200, 500, 60, 60, 60, 300, 90]):
+        captions = re.findall(r"Caption(\d)", " ".join(pages_with(heights)))
+        assert captions == sorted(captions)
+        assert len(captions) == len(heights)
 
 
 @pytest.mark.parametrize("rows", [build.LONG - 1, build.LONG])
