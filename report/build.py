@@ -569,7 +569,7 @@ def verdict_summary(verdicts):
             if row["table"] == name:
                 found[row["verdict"]].append(row["claim"])
         told = [
-            f"**{len(claims)} {verdict}**"
+            f"**{verdict}: {len(claims)}**"
             + ("" if verdict == "holds" or len(claims) > NAMED else f" ({'; '.join(claims)})")
             for verdict, claims in sorted(found.items(), key=lambda item: -len(item[1]))
         ]

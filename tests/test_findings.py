@@ -1,7 +1,6 @@
 """Every verdict can fail and holds where it should, and every sentence follows the data."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -163,10 +162,10 @@ def test_one_call_beyond_round_off_fails(dtype, relative, recorded):
 # --- exact facts and mechanisms ----------------------------------------------------------------------------------
 
 
-def test_a_broken_law_is_counted(recorded):
-    measured = {"kept": ("", lambda case: 0.5 * case), "broken": ("", lambda case: 2.0 * case)}
-    found = findings.law_verdicts("V1", SimpleNamespace(LAWS=measured, TOLERANCE=1e-9), 1e-9)
-    assert found == (1, 2)
+def test_a_broken_law_is_counted(recorded, monkeypatch):
+    tried = {"kept": ("", lambda case: 0.5 * case), "broken": ("", lambda case: 2.0 * case)}
+    monkeypatch.setattr(laws, "LAWS", tried)
+    assert findings.law_verdicts("V1", laws.measure(laws.TOLERANCE)) == (1, 2)
     assert recorded == {"law.kept": True, "law.broken": False}
 
 

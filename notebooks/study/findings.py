@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from study import present, running, statistics, tuning
+from study import laws, present, statistics, tuning
 from study.equivalence import NO_FAULT, NO_FAULT_64, STEPS, fault_name
 from study.original import INTERACTION
 
@@ -890,13 +890,12 @@ def equivalence_message(table, seeds):
 # --- exact facts and mechanisms ------------------------------------------------------------------------------------
 
 
-def law_verdicts(table, laws, case):
-    """Measure all laws on a case and record their verdicts; return how many hold, and of how many."""
-    tried = running.progress(laws.LAWS.items(), "exact facts", unit="fact")
-    rows = [(name, claim, measure(case)) for name, (claim, measure) in tried]
-    for name, claim, measured in rows:
-        present.verdict(table, f"law.{name}", claim, measured, laws.TOLERANCE, measured <= laws.TOLERANCE)
-    return sum(measured <= laws.TOLERANCE for _, _, measured in rows), len(rows)
+def law_verdicts(table, errors):
+    """Record the verdict of each law by its relative error (`laws.measure`); return how many hold, and of how many."""
+    for name, error in errors.items():
+        holds = error <= laws.TOLERANCE
+        present.verdict(table, f"law.{name}", laws.LAWS[name][0], error, laws.TOLERANCE, holds)
+    return sum(error <= laws.TOLERANCE for error in errors.values()), len(errors)
 
 
 def laws_sentence(held, count, agree, fields):
