@@ -576,7 +576,10 @@ def verdict_summary(verdicts):
         lines += [f"* {title[0].upper()}{title[1:]}: {'; '.join(told)}."] if told else []
     if not lines:
         return ""
-    start = "# All verdicts {.unnumbered}\n\nEach was computed, and could have been otherwise.\n\n"
+    start = (
+        "```{=typst}\n#pagebreak(weak: true)\n```\n\n# All verdicts {.unnumbered}\n\n"
+        "Each was given by a rule that could have given another.\n\n"
+    )
     return start + "\n".join(lines)
 
 
@@ -1004,7 +1007,7 @@ def write_pdf(document, folder):
 
 # Points of the text's width in template.typ, and of its height but for a caption: only larger figures are scaled.
 FULL_WIDTH, FULL_HEIGHT = 16.4 / 2.54 * 72, 600
-WHOLE = 24  # lines of a table that stays on one page; longer ones break
+WHOLE = 30  # lines of a table that stays on one page; longer ones break
 LINE = 108  # characters of a table in a line, at full size
 CODE = 100  # characters of code in a line
 GAP = 90  # points at the foot of a page that may stay empty

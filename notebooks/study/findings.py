@@ -13,6 +13,7 @@ from study.equivalence import NO_FAULT, NO_FAULT_64, STEPS, fault_name
 from study.original import INTERACTION
 
 SMALLEST = 0.005  # a smaller difference of accuracy does not matter, however sure
+SMOOTHER = 0.8  # of a range of the loss without normalization: a smaller one is smoother
 
 
 def told(difference):
@@ -34,7 +35,8 @@ class Comparison:
         name_a, name_b: what they are called.
         final_a, final_b: final accuracy, (mean, low, high) with the 95 % t-interval over the seeds.
         gain: paired difference a minus b of the mean accuracy over the training, (mean, low, high).
-        steps: length of the runs.
+        rate: the learning rate of both.
+        first, steps: the step of the first measurement, and the length of the runs.
         steps_to_target: median steps after which a reaches b's mean final accuracy; inf if it does not.
         steps_of_b: the same of b itself.
         seeds: how many.
@@ -45,6 +47,8 @@ class Comparison:
     final_a: tuple
     final_b: tuple
     gain: tuple
+    rate: float
+    first: int
     steps: int
     steps_to_target: float
     steps_of_b: float
@@ -65,13 +69,14 @@ class Comparison:
     @property
     def message(self):
         """The caption's first sentence."""
+        at = f"at the learning rate {self.rate:g}"
         if self.verdict == "not told apart":
             both = present.words(self.name_a, self.name_b)
-            return f"{self.seeds} seeds do not tell the speeds of training {both} apart."
+            return f"{self.seeds} seeds do not tell the speeds of training {both} apart, {at}."
         with_a, with_b = present.words(self.name_a), present.words(self.name_b)
         if self.verdict == "as fast":
-            return f"The network learns as fast {with_a} as {with_b}, within {100 * SMALLEST:g} points."
-        return f"The network learns {self.verdict} {with_a} than {with_b}."
+            return f"{_upper(at)}, the network learns as fast {with_a} as {with_b}, within {100 * SMALLEST:g} points."
+        return f"{_upper(at)}, the network learns {self.verdict} {with_a} than {with_b}."
 
     @property
     def sentence(self):
@@ -85,9 +90,10 @@ class Comparison:
             else f"in none of the {self.steps:,} steps"
         )
         return (
-            f"{self.message} Averaged over the training, the test accuracy {with_a} is {higher(mean)} (95 % interval "
-            f"{signed(low)} to {signed(high)}, {self.seeds} paired seeds); at the end, it is {_percent(self.final_a)} "
-            f"against {_percent(self.final_b)}. The final accuracy {with_b} is reached {with_a} {reached}."
+            f"{self.message} Averaged over the training, from step {self.first:,} on, the test accuracy {with_a} is "
+            f"{higher(mean)} (95 % interval {signed(low)} to {signed(high)}, {self.seeds} paired seeds); at the end, "
+            f"it is {_percent(self.final_a)} against {_percent(self.final_b)}. The final accuracy {with_b} is reached "
+            f"{with_a} {reached}."
         )
 
 
@@ -109,7 +115,8 @@ def compare(name_a, histories_a, name_b, histories_b):
         tuple(statistics.mean_interval(final_a)),
         tuple(statistics.mean_interval(final_b)),
         tuple(statistics.mean_interval(np.subtract(curve_a, curve_b))),
-        int(histories_a[0].steps[-1]),
+        histories_a[0].run.learning_rate,
+        *(int(histories_a[0].steps[place]) for place in (0, -1)),
         steps_a,
         steps_b,
         len(seeds_a),
@@ -199,7 +206,7 @@ def attribution_message(drifts, parameters="the parameters"):
     if not causes:
         return f"Neither fault moves {parameters} beyond round-off."
     make = f"{' and '.join(causes)} {'each make' if len(causes) > 1 else 'make'} {parameters} drift apart"
-    return f"{make[0].upper()}{make[1:]}; with both faults removed, only round-off is left."
+    return f"{_upper(make)}; with both faults removed, only round-off is left."
 
 
 def shares_message(table):
@@ -222,15 +229,14 @@ def shares_message(table):
             continue
         cause = parts.share.abs().idxmax()
         share = parts.share[cause]
-        against = ", the others against it" if share > 1.005 else ""
-        text = f"{what} comes of {cause.replace(INTERACTION, 'several together')} ({_share(share)}{against}"
+        against = f", {parts.share.idxmin()} against it" if share > 1.005 else ""
+        text = f"{what} comes of {cause.replace(INTERACTION, 'several at once')} ({_share(share)}{against}"
         if cause == INTERACTION:
             most = _share(parts.share.drop(cause).abs().max())
             left = parts.without.dropna().sort_values(key=abs)
             text += f", one alone at most {most}; without {left.index[0]} {_left(left.iloc[0])} is left"
         told.append(f"{text})")
-    text = "; ".join(told)
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{_upper('; '.join(told))}."
 
 
 def _left(difference):
@@ -239,12 +245,18 @@ def _left(difference):
 
 def shares_shown(table):
     """A table of `original.shares` as it is shown: in per cent, empty for a difference of either sign, and without what
-    could not be measured."""
+    could not be measured; the lowest and the highest of several seeds alone."""
     table = table[table.difference.notna()]
     last = table.groupby("quantity").tail(1).set_index("quantity")
     either = [_either_way(last.loc[quantity]) for quantity in table.quantity]
     shares = ["" if both else _share(share) for both, share in zip(either, table.share, strict=True)]
-    return table.assign(share=shares)
+    shown = table.assign(share=shares)
+    return shown.drop(columns=["low", "high"]) if (table.low == table.high).all() else shown
+
+
+def over(seeds):
+    """How many seeds a row of a table of `original.shares` is of, in words."""
+    return f"mean over {seeds} seeds, lowest and highest" if seeds > 1 else "one seed"
 
 
 def _either_way(whole):
@@ -283,10 +295,13 @@ def drift_message(drifts, as_in_2019):
         )
         for d in (as_in_2019, drifts[NO_FAULT])
     )
-    told = f"the means part by {before} with the faults of 2019, and by {after} paired properly"
+    told = (
+        f"the mean of a layer's parameters, TensorFlow's minus own, ends at {before} with the faults of 2019, and at "
+        f"{after} paired properly"
+    )
     if is_round_off(drifts) and final_drift(as_in_2019) > STANDS_OUT * final_drift(drifts[NO_FAULT]):
         return f"The drift is none of the layers' own: {told}."
-    return f"{told[0].upper()}{told[1:]}."
+    return f"{_upper(told)}."
 
 
 def _means(drift):
@@ -305,8 +320,8 @@ def same_sentence(method, apart):
     same = apart["float64"] <= 1e-12 and apart["float32"] <= 2 * _band(apart)
     verdict = "Nothing but" if same else "More than"
     return (
-        f"{verdict} rounding parts own {method} from TensorFlow's. After {apart['steps']} paired steps no weight "
-        f"differs by more than {scientific(apart['float64'])} in float64. In float32 they end "
+        f"{verdict} rounding parts own {method} from TensorFlow's in training. After {apart['steps']} paired steps no "
+        f"weight differs by more than {scientific(apart['float64'])} in float64. In float32 they end "
         f"{scientific(apart['float32'])} apart; rounding alone takes TensorFlow's layer this far from itself: "
         f"{scientific(apart['twin'])} if one weight starts one unit in the last place higher, "
         f"{scientific(apart['rounding'])} if the training is in float64."
@@ -393,25 +408,37 @@ def exactness_message(method, errors):
 
 # --- layer normalization in 2019 -----------------------------------------------------------------------------------
 
+JAGGED = 10  # measurements of a training, of fewer of which no roughness is told
 
-def reason_message(table):
+
+def reason_message(table, steps, of):
     """The caption's first sentence: what makes 2019's own layer end higher than what it called TensorFlow's, if it
-    does."""
+    does.
+
+    Args:
+        table: of `original.accuracy_shares`.
+        steps: of its trainings.
+        of: of those of 2019.
+    """
     rows = table[table.quantity == "accuracy"].set_index("mechanism")
     whole, accuracy = rows.iloc[-1], rows.difference.iloc[:-1]
     effects = rows.difference[rows.without.notna()]  # of what could be mended
     most = effects.abs().idxmax()
     alone = f"the largest effect alone is that of {most}, {signed(100 * effects[most])} points"
+    trained = "As trained in 2019" if steps == of else f"In the first {steps:,} of the {of:,} steps of 2019"
     if _either_way(whole):
         return (
-            "As trained in 2019, which of the two layers ends higher depends on the seed (TensorFlow's minus own: "
+            f"{trained}, which of the two layers ends higher depends on the seed (TensorFlow's minus own: "
             f"{signed(100 * whole.low)} to {signed(100 * whole.high)} points); {alone}."
         )
     if whole.difference > -0.001:
-        return "As trained in 2019, TensorFlow's layer does not end lower than the own one here."
-    cause, lower = accuracy.idxmin(), f"{-100 * whole.difference:.2f} points lower than the own one"
+        return f"{trained}, TensorFlow's layer does not end lower than the own one here."
+    ends = f"{trained}, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower than the own one"
+    cause = accuracy.idxmin()
     if cause == INTERACTION:
-        return f"As trained in 2019, TensorFlow's layer ends {lower} by what the differences do together; {alone}."
+        needed = rows.without.abs().idxmin()
+        left = f"without {needed} {signed(100 * rows.without[needed])} points are left"
+        return f"{ends} by what the differences do together: {left}; {alone}."
     # A cause is named only if with every seed it makes more than any other with any seed.
     rival = rows.low.iloc[:-1].drop(cause).idxmin()
     if rows.high[cause] >= rows.low[rival]:
@@ -419,24 +446,31 @@ def reason_message(table):
             f"{name} ({signed(100 * rows.low[name])} to {signed(100 * rows.high[name])})"
             for name in (cause, rival)
         ]
-        return (
-            f"As trained in 2019, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower, and whether "
-            f"{' or '.join(told)} makes most depends on the seed."
-        )
-    return (
-        f"As trained in 2019, TensorFlow's layer ends {lower}, {_share(accuracy[cause] / whole.difference)} of it by "
-        f"{cause}."
-    )
+        return f"{ends}, and whether {' or '.join(told)} makes most depends on the seed."
+    return f"{ends}, {_share(accuracy[cause] / whole.difference)} of it by {cause}."
 
 
-def reason_sentence(table, dataset):
-    """The finding in full: the answer to the blank of 2019."""
+def jagged(table, histories):
+    """A table of `original.accuracy_shares` without the roughness of curves that were measured too seldom for it."""
+    often = len(histories[0].steps) >= JAGGED
+    return table if often else table[table.quantity != "roughness"].reset_index(drop=True)
+
+
+def roughness_told(table):
+    """What a table of `original.accuracy_shares` calls roughness."""
+    if "roughness" not in set(table.quantity):
+        return "Measured too seldom to tell whether a curve is jagged."
+    return "Roughness: mean absolute change from one measurement to the next over the second half of the training."
+
+
+def reason_sentence(table, dataset, steps, of):
+    """The finding in full: the answer to the blank of 2019. Arguments as of `reason_message`, and the data's name."""
     for row in table.itertuples():
         present.number(
             f"ln.reason.{row.quantity}.{_key(row.mechanism)}", row.difference, [row.low, row.high], "fraction"
         )
     return (
-        f"{reason_message(table)} (Trained on {dataset}; the study of 2019 broke off at 'the reason is'.) "
+        f"{reason_message(table, steps, of)} (Trained on {dataset}; the study of 2019 broke off at 'the reason is'.) "
         f"{shares_message(table)}"
     )
 
@@ -468,11 +502,10 @@ class Ranking:
     def message(self):
         """The caption's first sentence of the curves."""
         faster = [c.name_a for c in self._by_speed if c.verdict == "faster"]
+        at, plain = f"At the learning rate {self._by_speed[0].rate:g}", present.words(self.baseline)
         if not faster:
-            return (
-                f"With no method does the network learn clearly faster than {present.words(self.baseline)}."
-            )
-        return f"The network learns faster {present.words(*faster)} than {present.words(self.baseline)}."
+            return f"{at}, with no method does the network learn clearly faster than {plain}."
+        return f"{at}, the network learns faster {present.words(*faster)} than {plain}."
 
     @property
     def final_message(self):
@@ -505,14 +538,20 @@ class Ranking:
     @property
     def reason(self):
         """The computed part of why: what the method's cost takes back of its gain."""
-        parts = []
+        parts, never = [], []
         for comparison in self._by_speed:
             cost, saved = self.cost[comparison.name_a] / self.cost[self.baseline], comparison.saved
+            if not np.isfinite(saved):
+                never.append(comparison.name_a)
+                continue
             parts.append(
                 f"{comparison.name_a} needs {saved:.1f} times fewer steps, each {cost:.1f} times as long, and is "
                 f"{saved / cost:.1f} times as fast in seconds"
-                if np.isfinite(saved)
-                else f"{comparison.name_a} has no such ratio, as one of the two does not get there"
+            )
+        if never:
+            parts.append(
+                f"for {_list(never)} there is no ratio of steps, since it or {present.short(self.baseline)} does not "
+                "get there (median over the seeds)"
             )
         return (
             f"To the final accuracy {present.words(self.baseline)}: {'; '.join(parts)}. With BN and LN the gradient "
@@ -558,19 +597,29 @@ def rates_message(frame):
         present.number(f"{_key(method)}.stable_decades", np.log10(high / low), unit="decades")
     mine = {m: rates[m] for m in tuning.MAIN if m in rates}
     dead = frame[frame.collapsed > 0].groupby("method", sort=False).rate.min()
+    first = [present.short(method) for method in dead.index[dead == dead.min()]]
     best = _list([f"{rate:.2g} ({present.short(m)})" for m, rate in mine.items()])
     return f"The best learning rates are {best}; " + (
-        f"the lowest at which a run learnt next to nothing is {dead.min():.2g} ({present.short(dead.idxmin())})."
+        f"the lowest at which a run learnt next to nothing is {dead.min():.2g} ({_list(first)})."
         if len(dead)
         else "at each rate every run learnt."
     )
+
+
+def searched(plan):
+    """Of how many seeds the accuracies of the map of rates are, in words."""
+    if plan.seeds == 1:
+        return "of one seed"
+    several = _list([present.short(method) for method in tuning.MAIN])
+    return f"mean of {plan.seeds} seeds for {several} and 'both', else of one"
 
 
 def budget_message(frame):
     """The caption's first sentence of the tuning budget."""
     one = frame[frame.tried == 1].set_index("method").accuracy.sort_values(ascending=False)
     expected = [f"{100 * accuracy:.1f} % {present.words(method)}" for method, accuracy in one.items()]
-    return f"Of a single learning rate drawn at random may be expected: {_list(expected)}."
+    between = f"{frame.lowest.min():.2g} to {frame.highest.max():.2g}"
+    return f"With a single learning rate, drawn at random from {between}, the accuracy to expect is {_list(expected)}."
 
 
 def start_message(frame, rates):
@@ -583,8 +632,8 @@ def start_message(frame, rates):
     return (
         f"Before training, the input of the hidden units spreads by {none.spread:.1f} without normalization and "
         f"{bn.spread:.1f} with BN (loss: {none.loss:.1f} and {bn.loss:.1f} nats). Behind the dense layer too, BN's "
-        f"best rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: {rates['none']:.2g}), which "
-        f"{'fits' if limited else 'does not fit'} a limit by the large start (not tried alone)."
+        f"best rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: {rates['none']:.2g}), "
+        f"{'as' if limited else 'not as'} if the large start limited it (which was not changed alone)."
     )
 
 
@@ -607,6 +656,7 @@ def hypotheses(curves):
     rows = []
     target = float(np.mean([h.accuracy[-1] for h in curves["none"]]))
     steps = {method: _median_steps(histories, target) for method, histories in curves.items()}
+    often = len(curves["none"][0].steps) > 2
     for name, a, b, measure in HYPOTHESES:
         values = [
             [h.test_accuracy if measure == END else over_training(h) for h in curves[m]] for m in (a, b)
@@ -617,14 +667,14 @@ def hypotheses(curves):
             {
                 "hypothesis": f"{name}: {present.short(a)} against {present.short(b)}, {measure}",
                 "difference, points": points(found),
-                "steps to target": f"{_steps(steps[a])} against {_steps(steps[b])}",
+                **({"steps to target": f"{_steps(steps[a])} against {_steps(steps[b])}"} if often else {}),
                 "p": found.p,
                 "verdict": _direction(a, b, measure, found),
                 "otherwise": _no_direction(a, b, measure, found),
             }
         )
     table = pd.DataFrame(rows)
-    table.insert(4, "p, Holm", statistics.holm(table.p))
+    table.insert(table.columns.get_loc("p") + 1, "p, Holm", statistics.holm(table.p))
     table["verdict"] = table.verdict.where(table["p, Holm"] < 0.05, table.pop("otherwise"))
     for place, (_, a, b, _) in enumerate(HYPOTHESES):
         lost = [
@@ -658,49 +708,86 @@ def _direction(a, b, measure, difference):
 
 def _no_direction(a, b, measure, difference):
     if told(difference) != "alike":
-        return "not told apart"
+        return (
+            "not told apart" if _testable(difference.pairs) else f"not testable with {difference.pairs} seeds"
+        )
     how = "fast" if measure == SPEED else "high"
     return f"{a} is as {how} as {present.short(b)}, within {100 * SMALLEST:g} points"
 
 
+def _testable(seeds):
+    """Whether the least p that so many pairs can give is small enough for the first of the hypotheses."""
+    return len(HYPOTHESES) * _least(seeds) <= 0.05
+
+
+def _least(seeds):
+    return 2.0 ** (1 - seeds)
+
+
 def hypotheses_message(table, seeds):
     """The caption's first sentence of the table of hypotheses."""
-    least = 2.0 ** (1 - len(seeds))
-    if len(HYPOTHESES) * least > 0.05:
-        return f"With {len(seeds)} seeds, p cannot be under {least:.3g}: this test can claim nothing."
+    if not _testable(len(seeds)):
+        return f"With {len(seeds)} seeds, p cannot be under {_least(len(seeds)):.3g}: this test can claim nothing."
     return f"Each method at its own best rate: {_list(_sides(table))}."
 
 
-def hypotheses_sentence(table):
-    """The finding in full: each comparison at the methods' own rates."""
-    told = [
+def hypotheses_sentence(table, tuned):
+    """The finding in full: each comparison at the methods' own rates; and of LN against plain, which is none of the
+    three, the interval alone."""
+    told_of = [
         f"{side} [{row['hypothesis'].rpartition(', ')[2]}: {row['difference, points']} points]"
         for side, row in zip(_sides(table), table.to_dict("records"), strict=True)
     ]
-    return f"With each method at its own best learning rate, {_list(told)}."
+    sentence = f"With each method at its own best learning rate, {_list(told_of)}."
+    if collapsed([*tuned["LN"], *tuned["none"]]):
+        return sentence
+    values = [[over_training(h) for h in tuned[m]] for m in ("LN", "none")]
+    found = statistics.paired_difference(*values)
+    return f"{sentence} LN against plain, not tested: {points(found)} points of {SPEED}."
+
+
+def tuned_message(tuned):
+    """The caption's first sentence of the curves at the methods' own rates: each beside plain (see `beside_none`)."""
+    sides = {}
+    for method in tuned:
+        if method != "none":
+            sides.setdefault(beside_none(tuned, method), []).append(method)
+    return f"Beside plain at its own rate: {'; '.join(f'{_list(names)} {side}' for side, names in sides.items())}."
 
 
 def _sides(table):
     """Which method of each hypothesis is above the other."""
-    told = []
+    told_of = []
     for row in table.to_dict("records"):
         a, b = row["hypothesis"].partition(": ")[2].partition(", ")[0].split(" against ")
-        told.append(row["verdict"].replace("not told apart", f"{a} is not told apart from {b}"))
-    return told
+        untestable = row["verdict"].startswith("not testable")
+        side = f"{a} against {b} is {row['verdict']}" if untestable else row["verdict"]
+        told_of.append(side.replace("not told apart", f"{a} is not told apart from {b}"))
+    return told_of
 
 
 def batch_message(frame):
-    """The caption's first sentence of the batch sizes: what the smallest batch costs each method."""
-    lost = {}
-    for method, rows in frame.groupby("method", sort=False):
-        small = rows.loc[rows["size"].idxmin()].accuracy
-        lost[method] = float(rows.accuracy.max() - small)
-        present.number(f"{_key(method)}.lost_at_batch_2", lost[method], unit="fraction")
-    worst = max(lost, key=lost.get)
+    """The caption's first sentence of the batch sizes: what the smallest batch, and the largest, cost."""
+    told_of = []
+    for size in (frame["size"].min(), frame["size"].max()):
+        lost = {}
+        for method, rows in frame.groupby("method", sort=False):
+            if size in (of := rows.set_index("size").accuracy):
+                lost[method] = float(of.max() - of[size])
+                present.number(f"{_key(method)}.lost_at_batch_{size}", lost[method], unit="fraction")
+        worst = max(lost, key=lost.get)
+        told_of.append(f"{present.words(worst)}, {100 * lost[worst]:.1f} points")
+    small, large = told_of
     return (
-        f"With two images in a batch, the network loses most {present.words(worst)}: {100 * lost[worst]:.1f} points "
-        "against its best size."
+        f"With {frame['size'].min()} images in a batch the network loses most {small} against its best size; with "
+        f"{frame['size'].max()}, {large}."
     )
+
+
+def at_the_edge(frame):
+    """How the rates of the batch sizes were chosen, in words."""
+    edge = frame["at the edge"].sum()
+    return f", chosen with the first seed; {edge} of {len(frame)} best rates are at their grid's edge"
 
 
 def when_sentence(frame):
@@ -1013,10 +1100,10 @@ def landscape_message(frame):
     )  # diverged
     for method, value in ranges.items():
         present.number(f"{_key(method)}.loss_range", value, unit="nats")
-    steadier = [m for m in ranges.index if m != "none" and ranges[m] < ranges["none"]]
-    told = ", ".join(f"{value:.2f} {present.words(m)}" for m, value in ranges.items())
-    return f"Along a step the loss ranges over {told} nats (medians): " + (
-        f"less {present.words(*steadier)}." if steadier else "none of them makes that smaller."
+    steadier = [m for m in ranges.index if m != "none" and ranges[m] < SMOOTHER * ranges["none"]]
+    told_of = ", ".join(f"{value:.2f} {present.words(m)}" for m, value in ranges.items())
+    return f"Along a step the loss ranges over {told_of} nats (medians of one seed): " + (
+        f"less {present.words(*steadier)}." if steadier else "none of them makes that clearly smaller."
     )
 
 
@@ -1075,9 +1162,9 @@ def band_message(table):
         return "What is round-off stays within twice the band of one-ulp twins and rounding."
     explained, most = int((beyond.float32 <= 2 * beyond.rounding).sum()), beyond.loc[beyond.bands.idxmax()]
     return (
-        f"{len(beyond)} of {len(roundoff)} that are round-off leave twice the band of one-ulp twins and rounding, "
-        f"{most.mechanism} ({most.layer}) with {most.bands:,.0f} bands the furthest; the rounding of one of the pair "
-        f"explains {explained} of {len(beyond)}."
+        f"{len(beyond)} of the {len(roundoff)} differences that are round-off are more than twice the band, at most "
+        f"{float(f'{most.bands:.1e}'):,.0f} times ({most.layer}: {most.mechanism}); in {explained} of {len(beyond)} "
+        "rounding moves one of the pair itself as far."
     )
 
 
@@ -1091,13 +1178,15 @@ def second_derivative_verdicts(table):
 
 def second_derivative_message(table):
     """The caption's first sentence on second derivatives."""
-    worst = table.loc[table["TensorFlow's"].idxmax()]
-    theirs, ours = worst["TensorFlow's"], table["own"].max()
+    theirs, ours = table["TensorFlow's"].max(), table["own"].max()
     if theirs <= 1e-6:
         return f"TensorFlow's second derivatives are right to {scientific(theirs)}, the own ones to {scientific(ours)}."
+    wrong = _list(
+        [f"{100 * row[2]:.2g} % ({row[1]})" for row in table[["layer", "TensorFlow's"]].itertuples()]
+    )
     return (
-        f"Where all values shift, TensorFlow's second derivatives are wrong by up to {100 * theirs:.0f} % "
-        f"({worst['layer']}), the own ones by at most {scientific(ours)}."
+        f"Along a direction in which all values shift, TensorFlow's second derivatives are wrong by {wrong}, the own "
+        f"ones by at most {scientific(ours)}."
     )
 
 
@@ -1115,10 +1204,14 @@ def claims(profile, seeds):
         )
     return (
         f"{len(HYPOTHESES)} comparisons are tested, over {len(seeds)} seeds with Holm's correction. Elsewhere a "
-        f"difference is called so where its 95 % interval leaves out zero and it is at least {100 * SMALLEST:g} "
-        f"points, over {min(len(seeds), tuning.FEWER)} seeds or more and without a correction: of twenty such words "
-        "one may be chance."
+        "method is called higher, lower or faster where the 95 % interval of its difference leaves out zero and that "
+        f"is at least {100 * SMALLEST:g} points, over {min(len(seeds), tuning.FEWER)} seeds or more and without a "
+        "correction: of twenty comparisons without a true difference one may be called so."
     )
+
+
+def _upper(text):
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _list(names):
@@ -1172,7 +1265,7 @@ def signed(value, digits=2):
 
 
 def points(difference):
-    mean, low, high = (signed(100 * value) for value in difference[:3])
+    mean, low, high = (signed(100 * value).replace("−0.00", "0.00") for value in difference[:3])
     return f"{mean} ({low} to {high})"
 
 

@@ -88,23 +88,25 @@ def build(
 ):
     """Build the network with its initial weights.
 
-    The weights come from one stream of random numbers for each layer, fixed by the seed alone: every normalization
-    starts from the same weights.
+    The weights come from one stream of random numbers for each layer, fixed by the seed alone:
+    every normalization starts from the same weights.
 
     Args:
         input_shape: (height, width, channels).
-        norm: import path of the normalization layer, or of a wrapper of layers with a kernel; None for none.
-        options: the layer's arguments, as (name, value) pairs. `axis` is that of the images; on the flat features
-            it is -1.
-        where: what is normalized: of "input", the images, "conv" and "hidden", these layers' outputs, or their kernels
-            by a wrapper, and "relu", what the convolution's ReLU lets through.
+        norm: import path of the normalization layer, or of a wrapper of layers with a kernel;
+            None for none.
+        options: the layer's arguments, as (name, value) pairs. `axis` is that of the images; on the
+            flat features it is -1.
+        where: what is normalized: of "input", the images, "conv" and "hidden", these layers'
+            outputs, or their kernels by a wrapper, and "relu", what the ReLU lets through.
         seed: fixes the initial weights, normal with mean 0 and standard deviation 0.1; biases are 0.
         dtype: "float32" or "float64", of weights and activations.
         nudge: if k > 0, the k-th weight of the convolution is moved by one unit in the last place.
         bias: whether the convolution has a bias.
 
     Returns:
-        A Keras `Sequential` model (of Keras 2 if the norm is made for that), built, that gives logits.
+        A Keras `Sequential` model (of Keras 2 if the norm is made for that), built, that gives
+        logits.
     """
     norm_class = resolve(norm) if norm else None
     keras_of_it = framework(norm_class)

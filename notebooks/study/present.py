@@ -350,10 +350,10 @@ def table(frame, label, message, reading="", formats=None):
         label: such as "tbl-comparison", unique in the report.
         message: one sentence, what the table shows.
         reading: how to read it.
-        formats: column -> format string. Default: as they print.
+        formats: column -> format string, of columns that the table may have. Default: as they print.
     """
     shown = frame.copy()
-    for column, form in (formats or {}).items():
+    for column, form in ((c, f) for c, f in (formats or {}).items() if c in frame):
         shown[column] = [form.format(value) if pd.notna(value) else "" for value in frame[column]]
     shown = shown.astype(str)
     for column, name in (("method", short), ("quantity", symbol)):
@@ -381,7 +381,7 @@ def verdicts(name, label, message):
     told = "All hold." if not failing else f"{failing} of {len(rows)} fail."
     frame = pd.DataFrame(rows)
     limits = [f"{'> ' if row['above'] else ''}{row['tolerance']:.1e}" for row in rows]
-    above = " What is to move does so by more than the one behind >." if any(frame.above) else ""
+    above = " Where something is to move, > stands before the least that it must." if any(frame.above) else ""
     table(
         frame.assign(tolerance=limits)[["claim", "measured", "tolerance", "verdict"]],
         label,
