@@ -798,9 +798,7 @@ def test_the_reason_of_a_gain_is_what_takes_it_away(noisy, detached, told):
     arms = {"noisy BN": around(0.6 + noisy), "BN, statistics detached": around(0.6 + detached)}
     why = answers.why_sentence(curves, arms)
     assert why.startswith(told)
-    assert (
-        "Of its +20.00 (+20.00 to +20.00) points of mean accuracy over 20 steps over plain, so much" in why
-    )
+    assert "Of its +20.00 (+20.00 to +20.00) points of mean accuracy over 20 steps over plain, so much" in why
     assert f"noisy BN {500 * noisy:.0f} %" in why
     arms["noisy BN"] = [history([0.6 + 0.1 * seed] * 2, seed) for seed in range(3)]
     arms["BN, statistics detached"] = arms["noisy BN"]
