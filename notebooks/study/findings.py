@@ -295,10 +295,7 @@ def drift_message(drifts, as_in_2019):
         )
         for d in (as_in_2019, drifts[NO_FAULT])
     )
-    told = (
-        f"the mean of a layer's parameters, TensorFlow's minus own, ends at {before} with the faults of 2019, and at "
-        f"{after} paired properly"
-    )
+    told = f"TensorFlow's mean minus own ends at {before} with the faults of 2019, and at {after} paired properly"
     if is_round_off(drifts) and final_drift(as_in_2019) > STANDS_OUT * final_drift(drifts[NO_FAULT]):
         return f"The drift is none of the layers' own: {told}."
     return f"{_upper(told)}."
