@@ -534,7 +534,9 @@ def front_matter(results, body):
 
 
 def beginning(text):
-    """The first sentence, or what comes before its semicolon; what stands in brackets is not split."""
+    """The first sentence, or what comes before its semicolon, without what stands in square brackets; what stands in
+    round ones is not split."""
+    text = re.sub(r" \[[^][]*\](?!\()", "", text)
     return re.split(r"[.;] (?![^()]*\))", text)[0].rstrip(".") + "."
 
 

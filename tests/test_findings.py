@@ -360,6 +360,14 @@ def test_what_only_the_differences_together_do_is_no_single_ones_share(pending):
     assert list(findings.shares_shown(table).share) == ["−50 %", "0 %", "150 %", "0 %", "100 %"]
 
 
+def test_what_is_left_of_larger_effects_is_not_given_to_one():
+    values = {"": [0.0], "a": [0.05], "b": [0.0], "ab": [0.01]}
+    table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
+    assert findings.shares_message(table) == (
+        "The difference in accuracy (+0.0100) is left of larger ones (a +0.0500, their interaction −0.0400)."
+    )
+
+
 def test_where_nothing_differs_there_are_no_shares():
     table = original.shares({frozenset(k): [0.0] for k in ("", "a", "b", "ab")}, ("a", "b"), "accuracy")
     assert findings.shares_message(table) == "There is no difference in accuracy."
@@ -555,8 +563,8 @@ def test_ln_and_bn_are_compared_where_both_learn_and_collapsed_sizes_are_named()
     ]
     told = findings.when_sentence(by_batch_of(cells))
     assert told.startswith(
-        "LN is better than BN with batches of 2 images behind the convolution (by +10.00 (+10.00 to +10.00) points) "
-        "and BN is better than LN with batches of 512 images behind the dense layer (by +10.00"
+        "LN is better than BN with batches of 2 images behind the convolution [by +10.00 (+10.00 to +10.00) points] "
+        "and BN is better than LN with batches of 512 images behind the dense layer [by +10.00"
     )
     assert "Not counted, since a run learnt next to nothing: 512 images behind the convolution (LN)." in told
     assert "One seed" not in told

@@ -805,6 +805,7 @@ def test_every_figure_of_the_report_gives_its_data_and_tells_it(report):
     [
         ("One thing. Another.", "One thing."),
         ("One thing; and more.", "One thing."),
+        ("One [by 1 (0. to 2.) points] and [a link](#there). Two.", "One and [a link](#there)."),
         (
             "One (86 %; without b nothing. Or so), and 1.5 more; another.",
             "One (86 %; without b nothing. Or so), and 1.5 more.",

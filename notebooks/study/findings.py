@@ -229,7 +229,12 @@ def shares_message(table):
             continue
         cause = parts.share.abs().idxmax()
         share = parts.share[cause]
-        against = f", {parts.share.idxmin()} against it" if share > 1.005 else ""
+        opposed = parts.share.idxmin()
+        if share > CANCELS:
+            both = f"{cause} {signed(parts.difference[cause], 4)}, {opposed} {signed(parts.difference[opposed], 4)}"
+            told.append(f"{what} is left of larger ones ({both})")
+            continue
+        against = f", {opposed} against it" if share > 1.005 else ""
         text = f"{what} comes of {cause.replace(INTERACTION, 'several at once')} ({_share(share)}{against}"
         if cause == INTERACTION:
             most = _share(parts.share.drop(cause).abs().max())
@@ -237,6 +242,9 @@ def shares_message(table):
             text += f", one alone at most {most}; without {left.index[0]} {_left(left.iloc[0])} is left"
         told.append(f"{text})")
     return f"{_upper('; '.join(told))}."
+
+
+CANCELS = 2.0  # of a difference: where a part makes more than this, others take most of it back
 
 
 def _left(difference):
@@ -803,7 +811,7 @@ def when_sentence(frame):
             if told(found) in ("higher", "lower"):
                 better = "LN" if found.mean > 0 else "BN"
                 gap = found if found.mean > 0 else statistics.paired_difference(bn.each, ln.each)
-                above[better].append(f"{size} images {place} (by {points(gap)} points)")
+                above[better].append(f"{size} images {place} [by {points(gap)} points]")
     sides = [
         f"{method} is better than {other} with batches of {_list(above[method])}"
         if above[method]
