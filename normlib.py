@@ -26,8 +26,10 @@ Decisions, each stated once and tested:
 """
 
 import collections
+import contextlib
 import functools
 import inspect
+import itertools
 import math
 import operator
 import typing
@@ -56,6 +58,8 @@ __all__ = [
 COMPILE_FROM = 32_768
 # In more shapes than these the same kernel is not compiled: sequences of ever new lengths.
 COMPILED_SHAPES = 8
+# Elements of an averaged row of which the first is not taken for a value near the mean.
+LONG = 4096
 # Slices that are added up on the way: of more, the compiler would write each to memory first.
 SLICES = 14
 
@@ -234,7 +238,9 @@ def _count(plan, x):
 
 def _centre(plan, x, count):
     """Deviations from the mean, and the mean in two parts: a value near it, and what is left to it."""
-    cheap = plan.compilable and not _is_small(x)  # small tensors are fastest in the fewest operations
+    # Small tensors are fastest in the fewest operations; and of a long row the first element may lie anywhere.
+    long = len(plan.axes) == 1 and (x.shape[plan.axes[0]] or LONG) >= LONG
+    cheap = plan.compilable and not long and not _is_small(x)
     origin = tf.stop_gradient(_near_the_mean(plan, x) if cheap else _mean(plan, x, count))
     residue = _mean(plan, x - origin, count)
     return (x - origin) - residue, origin, residue
@@ -487,7 +493,9 @@ class _Normalization(keras.layers.Layer):
         if name in ("epsilon", "momentum"):
             return _number(name, value, 1.0 if name == "momentum" else math.inf)
         if name == "rms_scaling" and value:
-            warnings.warn("rms_scaling=True is deprecated: use RMSNormalization", stacklevel=2)
+            warnings.warn(
+                "You passed `rms_scaling=True`, which is deprecated: use RMSNormalization", stacklevel=2
+            )
         return _kind(name).get(value) if _kind(name) else value
 
     def _given_axes(self):
@@ -561,7 +569,7 @@ class _Normalization(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         self._check_axes(input_shape)
-        return tuple(input_shape)
+        return input_shape
 
     def get_config(self):
         config = {name: getattr(self, name) for name in self._arguments}
@@ -595,7 +603,7 @@ def _integer(name, value):
         return operator.index(value)
     except TypeError:
         raise TypeError(
-            f"Expected an int or a list/tuple of ints for the argument '{name}'. Received: {value!r}"
+            f"Expected an int or a list/tuple of ints for the argument '{name}', but received: {value!r}"
         ) from None
 
 
@@ -924,7 +932,9 @@ class WeightNormalization(keras.layers.Wrapper):
     """Train a layer's kernel as lengths times directions, w = g * v / |v| (Salimans and Kingma 2016).
 
     One g and one norm per output unit. The wrapped layer's own kernel is v; g starts at |v|, so that wrapping changes
-    nothing until the first update. A regularizer or constraint of the wrapped layer acts on v.
+    nothing until the first update. A regularizer or constraint of the wrapped layer acts on v. The wrapper's own dtype
+    is that of the variables, whatever the policy: the layer casts what it computes with. Where the layer was made in a
+    `keras.RematScope`, the wrapper is checkpointed in its place.
 
     Shapes: those of the wrapped layer; g has the size of the kernel's output axes.
 
@@ -932,15 +942,15 @@ class WeightNormalization(keras.layers.Wrapper):
         layer: a Keras layer with a kernel: Dense, EinsumDense, a convolution (transposed, depthwise, separable too).
 
     Raises:
-        ValueError: a layer without a kernel, such as Embedding.
+        ValueError: a layer without a kernel, such as Embedding; in a call, a kernel that was quantized or adapted.
 
     Reference: arXiv:1602.07868, equation 2.
     """
 
     def __init__(self, layer, **kwargs):
         if isinstance(layer, keras.layers.Layer):
-            # Lengths and directions keep the variables' precision; the layer casts what it computes with.
-            kwargs.setdefault("dtype", layer.variable_dtype)
+            policy = keras.dtype_policies.get(kwargs.get("dtype") or layer.variable_dtype)
+            kwargs = {"trainable": layer.trainable} | kwargs | {"dtype": policy.variable_dtype}
         super().__init__(layer, **kwargs)
         if isinstance(layer, (keras.layers.Embedding, keras.layers.MultiHeadAttention)) or not (
             hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel") or not layer.built
@@ -948,7 +958,8 @@ class WeightNormalization(keras.layers.Wrapper):
             raise ValueError(f"Expected a layer that contains a `kernel`, such as Dense. Received: {layer!r}")
         self.supports_masking = layer.supports_masking
         self.autocast = False  # the layer casts what it computes with
-        self._waits_for_data, self._kernels = False, []
+        self._remat_mode = self._remat_mode or layer._remat_mode
+        self._waits_for_data, self._axes = False, {}
 
     def build(self, input_shape=None):
         super().build(input_shape)
@@ -960,34 +971,63 @@ class WeightNormalization(keras.layers.Wrapper):
                 dtype=v.dtype,
             )
             setattr(self, g.name, g)
-            self._kernels.append((v, axes, g))
+            self._axes[name] = axes
+
+    def _parts(self):
+        """For each kernel v, the axes of one weight vector, and g. Kept by name: v is the layer's variable alone."""
+        parts = []
+        for name, axes in self._axes.items():
+            v, g = getattr(self.layer, name), getattr(self, name.replace("kernel", "g"))
+            if not isinstance(v, keras.Variable) or v.dtype != g.dtype:
+                raise ValueError(
+                    f"Expected {self.layer.name}.{name} as it was built, neither quantized nor adapted: `remove` the "
+                    f"weight normalization first. Received: {v!r}"
+                )
+            parts.append((v, axes, g))
+        return parts
 
     def kernels(self):
         """The kernels w that the wrapped layer computes with: for each v a tensor of its shape."""
         return [
             weight_normalize(tf.convert_to_tensor(v), _keep(tf.convert_to_tensor(g), axes), axes)
-            for v, axes, g in self._kernels
+            for v, axes, g in self._parts()
         ]
 
     def call(self, inputs, **kwargs):
         if self._waits_for_data:
             self._set_from_data(inputs)
-        kernels = dict(zip((id(v) for v, _, _ in self._kernels), self.kernels(), strict=True))
+        kernels = dict(zip((id(v) for v, _, _ in self._parts()), self.kernels(), strict=True))
         values = [(v, kernels.get(id(v), v)) for v in self.layer.variables]
         # Within the scope, the layer reads w where it would read v.
-        with keras.StatelessScope(values, collect_losses=True) as scope:
+        with self._not_recomputed(), keras.StatelessScope(values, collect_losses=True) as scope:
             before = dict(scope.state_mapping)
             outputs = self.layer(inputs, **kwargs)
         for variable in self.layer.non_trainable_variables:
             if (value := scope.get_current_value(variable)) is not before[id(variable)]:
                 variable.assign(value)
         for loss in scope.losses:
-            self.add_loss(loss)
+            self.add_loss(tf.identity(loss))  # another tensor than the layer's own, and so counted once
         return outputs
+
+    @contextlib.contextmanager
+    def _not_recomputed(self):
+        """Within, the wrapped layer's call is not checkpointed: recomputed by itself, it would read v instead of w."""
+        modes = {
+            layer: layer._remat_mode
+            for layer in self.layer._flatten_layers()
+            if layer._remat_mode and layer._remat_mode.mode != "activations"
+        }
+        try:
+            for layer in modes:
+                layer._remat_mode = None
+            yield
+        finally:
+            for layer, mode in modes.items():
+                layer._remat_mode = mode
 
     def _set_from_data(self, inputs):
         """Give g and the bias the values with which these inputs have outputs of mean 0 and deviation 1."""
-        layer, (_, _, g) = self.layer, self._kernels[-1]
+        layer, (_, _, g) = self.layer, self._parts()[-1]
         bias = getattr(layer, "bias", None)
         if bias is None or math.prod(bias.shape) != math.prod(g.shape) or not _biases_each_unit(layer):
             raise ValueError(
@@ -1029,14 +1069,14 @@ class WeightNormalization(keras.layers.Wrapper):
         """
         if not self.built:
             raise ValueError(f"Expected a layer that is built. Received: {self!r}")
-        for (v, axes, g), w in zip(self._kernels, self.kernels(), strict=True):
+        for (v, axes, g), w in zip(self._parts(), self.kernels(), strict=True):
             v.assign(w)
             g.assign(_length(w, axes))  # a negative g has turned w round
         return self.layer
 
 
 def _length(v, axes):
-    return tf.sqrt(tf.reduce_sum(tf.square(v), axes))
+    return tf.cast(tf.sqrt(tf.reduce_sum(tf.square(_widen(v)), axes)), v.dtype)
 
 
 def _keep(g, axes):
@@ -1198,26 +1238,40 @@ def fold(model):
     """
     if not _has_graph(model):
         raise TypeError(f"Expected a Sequential or Functional model that is built. Received: {model!r}")
-    into = _foldable(model)
+    return _folded(model)
+
+
+def _folded(model, trains=False):
+    """A copy of a model; with its normalizations folded, unless it is called in training mode."""
+    calls = _calls(model)
+    into = {} if trains else _foldable(model, calls)
     gone = {norm.name for norm in into.values()}
 
     def clone(layer):
         if layer.name in gone:
             return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy)
         if _has_graph(layer):
-            return fold(layer)
+            return _folded(layer, trains or any(map(_in_training, calls[layer.name])))
         config = layer.get_config() | ({"use_bias": True} if layer.name in into else {})
         return type(layer).from_config(config)
 
-    def call(layer, x, *arguments, **options):  # an identity takes no mask and no training
-        return layer(x) if layer.name in gone else layer(x, *arguments, **options)
+    def call(layer, *arguments, **options):  # an identity takes no mask and no training
+        if layer.name in gone:
+            return layer(arguments[0] if arguments else options["inputs"])
+        return layer(*arguments, **options)
 
     options = {} if isinstance(model, keras.Sequential) else {"call_function": call}
-    copy = keras.models.clone_model(model, clone_function=clone, **options)
+    compiled, model.compiled = model.compiled, False  # its loss may have no name to be copied by
+    try:
+        copy = keras.models.clone_model(model, clone_function=clone, **options)
+    finally:
+        model.compiled = compiled
     for layer in model.layers:
         if layer.weights and layer.name not in gone and not _has_graph(layer):
-            weights = _fold(layer, into[layer.name]) if layer.name in into else layer.get_weights()
-            copy.get_layer(layer.name).set_weights(weights)
+            copied = copy.get_layer(layer.name)
+            copied.set_weights(_fold(layer, into[layer.name]) if layer.name in into else layer.get_weights())
+            if hasattr(copied, "finalize_state"):  # Keras's Normalization reads its weights once
+                copied.finalize_state()
     return copy
 
 
@@ -1232,19 +1286,25 @@ _FOLDABLE = (
 )
 
 
-def _foldable(model):
-    """The normalizations that can be folded, by the name of the layer that each is folded into."""
+def _calls(model):
+    """The nodes of a model's graph, by the name of the layer that each calls."""
     graph = model._functional if isinstance(model, keras.Sequential) else model
-    nodes = [node for of_depth in graph._nodes_by_depth.values() for node in of_depth]
-    calls, readers = (
-        collections.defaultdict(list),
-        collections.Counter(
-            tensor._keras_history.operation.name for tensor in keras.tree.flatten(graph.outputs)
-        ),
-    )
-    for node in nodes:
+    calls = collections.defaultdict(list)
+    for node in itertools.chain(*graph._nodes_by_depth.values()):
         calls[node.operation.name].append(node)
-        readers.update(parent.operation.name for parent in node.parent_nodes)
+    return calls
+
+
+def _in_training(node):
+    return bool(node.arguments.kwargs.get("training"))
+
+
+def _foldable(model, calls):
+    """The normalizations that can be folded, by the name of the layer that each is folded into."""
+    readers = collections.Counter(
+        tensor._keras_history.operation.name for tensor in keras.tree.flatten(model.outputs)
+    )
+    readers.update(p.operation.name for nodes in calls.values() for node in nodes for p in node.parent_nodes)
     found = {}
     for norm in model.layers:
         if type(norm) not in (BatchNormalization, keras.layers.BatchNormalization):
@@ -1253,7 +1313,7 @@ def _foldable(model):
         layer = call.parent_nodes[0].operation if call.parent_nodes else None
         alone = not others and layer is not None and len(calls[layer.name]) == readers[layer.name] == 1
         last = norm.axis in (-1, norm.input_spec.ndim - 1)
-        if alone and last and not call.arguments.kwargs.get("training") and _is_linear(layer):
+        if alone and last and not _in_training(call) and _is_linear(layer):
             found[layer.name] = norm
     return found
 

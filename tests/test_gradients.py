@@ -148,7 +148,7 @@ def test_weight_normalization_gradients_equal_autodiff(make, arguments, shape, a
     wrapped = normlib.WeightNormalization(make(**arguments, dtype="float64"), dtype="float64")
     x = random(rng, shape)
     wrapped(x)
-    (v, found_axes, g), *_ = wrapped._kernels
+    (v, found_axes, g), *_ = wrapped._parts()
     assert found_axes == axes
     g.assign(rng.uniform(0.5, 1.5, g.shape))
 

@@ -426,10 +426,10 @@ def test_every_layer_with_a_kernel_can_be_wrapped_and_unwrapped(layer, shape, rn
     wrapped = normlib.WeightNormalization(layer)
     x = random(rng, shape, "float32")
     y = wrapped(x)
-    for v, axes, g in wrapped._kernels:
+    for v, axes, g in wrapped._parts():
         assert g.shape == tuple(size for axis, size in enumerate(v.shape) if axis not in axes)
         g.assign(rng.uniform(0.5, 1.5, g.shape))
-    for kernel, (_, axes, g) in zip(wrapped.kernels(), wrapped._kernels, strict=True):
+    for kernel, (_, axes, g) in zip(wrapped.kernels(), wrapped._parts(), strict=True):
         assert_close(np.sqrt(np.sum(np.square(kernel), axis=axes)), g, 1e-5)
     changed = wrapped(x)
     assert np.max(np.abs(changed - y)) > 1e-3
@@ -675,3 +675,92 @@ def test_weight_normalization_keeps_losses_state_dtype_and_mask(rng):
 def test_what_is_not_built_cannot_be_removed():
     with pytest.raises(ValueError, match=r"that is built. Received"):
         normlib.WeightNormalization(keras.layers.Dense(4)).remove()
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["wrapper too", "layer alone"])
+def test_weight_normalization_trains_where_its_layer_is_checkpointed(both, rng):
+    x = tf.constant(random(rng, (8, 5), "float32"))
+
+    def made(checkpointed):
+        def wrap(layer):
+            return normlib.WeightNormalization(layer, name="wrapped")
+
+        if not checkpointed:
+            return wrap(keras.layers.Dense(4))
+        with keras.RematScope(mode="full"):
+            layer = keras.layers.Dense(4)
+            wrapped = wrap(layer) if both else None
+        return wrapped or wrap(layer)
+
+    found, weights = [], None
+    for checkpointed in (False, True):
+        layer = made(checkpointed)
+        layer.build((None, 5))
+        weights = weights or [rng.normal(size=w.shape) for w in layer.weights]
+        layer.set_weights(weights)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(tf.sin(layer(x)))
+        found.append(tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)]))
+    for plain, recomputed in zip(*found, strict=True):
+        assert_close(recomputed, plain, 1e-6)
+
+
+def test_a_frozen_weight_normalization_is_saved_and_stays_frozen(tmp_path):
+    wrapped = normlib.WeightNormalization(keras.layers.SeparableConv2D(4, 2))
+    model = keras.Sequential([keras.Input((6, 6, 3)), wrapped])
+    model.trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(model.weights) == 5  # two g and two v, each once, and a bias
+
+    dense = keras.layers.Dense(3)
+    dense.trainable = False
+    frozen = normlib.WeightNormalization(dense)
+    frozen.build((None, 4))
+    assert frozen.trainable_weights == []
+
+
+def test_a_quantized_layer_under_weight_normalization_is_refused(rng):
+    x = random(rng, (8, 16), "float32")
+    for change in (lambda layer: layer.quantize("int8"), lambda layer: layer.enable_lora(2)):
+        wrapped = normlib.WeightNormalization(keras.layers.Dense(4))
+        wrapped(x)
+        change(wrapped.layer)
+        with pytest.raises(ValueError, match=r"neither quantized nor adapted.*Received"):
+            wrapped(x)
+
+
+def test_weight_normalization_changes_no_half_precision_layer_when_it_wraps_it(rng):
+    dense = keras.layers.Dense(4, dtype="float16")
+    x = random(rng, (8, 4096), "float32")
+    before = dense(x)
+    assert_close(normlib.WeightNormalization(dense)(x), before, 2e-3)
+
+    mixed = normlib.WeightNormalization(keras.layers.Dense(4, dtype="mixed_float16"), dtype="mixed_float16")
+    assert mixed(tf.ones([3, 5])).dtype == "float16"
+    mixed.layer.kernel.assign(1e-9 * mixed.layer.kernel)
+    assert np.max(np.abs(mixed(tf.ones([3, 5])))) > 0
+
+
+def test_a_loss_of_the_wrapped_layer_counts_once():
+    wrapped = normlib.WeightNormalization(keras.layers.Dense(4, activity_regularizer="l2"))
+    x = tf.ones([3, 5])
+    wrapped(x)
+    variables = wrapped.trainable_variables, wrapped.non_trainable_variables
+    *_, losses = wrapped.stateless_call(*variables, x, return_losses=True)
+    assert len(losses) == len(wrapped.losses) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(normlib.LayerNormalization, (1, 1_000_000)), (normlib.BatchNormalization, (1_000_000, 1))],
+)
+def test_a_long_row_whose_first_element_lies_far_off_keeps_its_mean(make, shape, rng):
+    x = rng.normal(size=shape).astype("float32")
+    x[0, 0] = 1e6
+    layer, exact = (make(dtype=dtype) for dtype in ("float32", "float64"))
+    mode = {"training": True} if make is normlib.BatchNormalization else {}
+    assert_close(layer(x, **mode), exact(tf.constant(x, "float64"), **mode), 1e-5)

@@ -28,7 +28,7 @@ def test_weight_normalization_of_2019_has_one_g_and_lengths_over_the_first_axis(
     layer = original.WeightNormalization(keras.layers.Conv2D(4, 3, use_bias=False))
     x = np.random.default_rng(1).normal(size=(2, 5, 5, 3)).astype("float32")
     layer(x)
-    [(v, _, _)] = layer._kernels
+    [(v, _, _)] = layer._parts()
     v = np.array(v)
     lengths = np.sqrt(np.square(v).sum(0, keepdims=True))
     [kernel] = layer.kernels()

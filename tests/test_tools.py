@@ -130,14 +130,44 @@ class Doubling(L.Dense):
 
 def test_a_derived_layer_may_make_something_else_of_its_kernel_and_is_not_folded():
     model = keras.Sequential([keras.Input((5,)), Doubling(4), normlib.BatchNormalization(name="kept")])
-    assert normlib._foldable(model) == {}
+    assert normlib._foldable(model, normlib._calls(model)) == {}
 
 
 def test_an_adapted_layer_is_not_folded():
     model = keras.Sequential([keras.Input((5,)), L.Dense(4), normlib.BatchNormalization()])
-    assert len(normlib._foldable(model)) == 1
+    assert len(normlib._foldable(model, normlib._calls(model))) == 1
     model.layers[0].enable_lora(2)
-    assert normlib._foldable(model) == {}
+    assert normlib._foldable(model, normlib._calls(model)) == {}
+
+
+def test_an_adapted_preprocessing_layer_is_copied_with_what_it_has_learnt(rng):
+    x = rng.normal(3, 2, (8, 5)).astype("float32")
+    preprocessing = L.Normalization()
+    preprocessing.adapt(x)
+    model = keras.Sequential([keras.Input((5,)), preprocessing, L.Dense(4), normlib.BatchNormalization()])
+    assert_close(normlib.fold(model)(x), model(x), 1e-6)
+
+
+def test_a_nested_model_that_is_called_in_training_mode_is_not_folded(rng):
+    inner = keras.Sequential([keras.Input((5,)), L.Dense(4), normlib.BatchNormalization(name="kept")])
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, inner(inputs, training=True))
+    x = random(rng, (8, 5), "float32")
+    folded = normlib.fold(model)
+    assert_close(folded(x), model(x), 1e-6)
+    assert "kept" in [layer.name for layer in folded._flatten_layers() if "Batch" in type(layer).__name__]
+
+
+def test_a_model_with_calls_by_keyword_and_a_loss_without_a_name_is_folded(rng):
+    inputs = keras.Input((5, 4))
+    attended = L.MultiHeadAttention(2, 3)(query=inputs, value=inputs)
+    model = keras.Model(inputs, normlib.BatchNormalization()(inputs=L.Dense(4)(attended)))
+    model.compile("sgd", lambda y, p: tf.reduce_mean(tf.square(y - p)))
+    x = random(rng, (3, 5, 4), "float32")
+    folded = normlib.fold(model)
+    assert_close(folded(x), model(x), 1e-5)
+    assert model.compiled and not folded.compiled
+    assert not any(isinstance(layer, normlib.BatchNormalization) for layer in folded.layers)
 
 
 def test_a_sequential_model_that_grew_is_folded(rng):

@@ -116,7 +116,7 @@ class FaultyWeightNormalization(normlib.WeightNormalization):
 
     def kernels(self):
         found = []
-        for v, axes, g in self._kernels:
+        for v, axes, g in self._parts():
             v, g = tf.convert_to_tensor(v), tf.convert_to_tensor(g)
             along = {"first axis": axes[:1], "whole kernel": range(v.shape.rank)}.get(self.fault, axes)
             square = tf.reduce_sum(tf.square(v), tuple(along), keepdims=True)

@@ -67,7 +67,7 @@ class WeightNormalization(normlib.WeightNormalization):
 
     def build(self, input_shape=None):
         super().build(input_shape)
-        [(v, _, g)] = self._kernels
+        [(v, _, g)] = self._parts()
         g.trainable = False  # a scalar takes its place
         length = tf.reduce_mean(tf.norm(tf.convert_to_tensor(v), axis=0))
         self.g_of_all = self.add_weight(
@@ -75,7 +75,7 @@ class WeightNormalization(normlib.WeightNormalization):
         )
 
     def kernels(self):
-        [(v, _, _)] = self._kernels
+        [(v, _, _)] = self._parts()
         v = tf.convert_to_tensor(v)
         g = tf.broadcast_to(tf.convert_to_tensor(self.g_of_all), [1, *v.shape[1:]])
         return [normlib.weight_normalize(v, g, (0,))]
@@ -293,13 +293,14 @@ def beside(found, curves):
                 [h for h in curves[method.removeprefix("TensorFlow's ")] if h.run.dataset == here], step
             )
             same = abs(again - then) <= 0.01 + 1e-9
-            rows.append((f"{method}, accuracy after {step:,} steps", then, again, right, same))
+            rows.append((f"{present.short(method)}, accuracy after {step:,} steps", then, again, right, same))
     for method, values in DRIFTS.items():
         drift = equivalence.drift(found["own", method], found["TensorFlow's", method])
         for parameter, then in zip(("gamma", "beta"), values, strict=True):
             again = _at_the_end(drift, f"norm_conv/{parameter}")
             same = again * then > 0 and 0.5 <= again / then <= 2
-            rows.append((f"{method}, difference of {parameter} after 15 steps", then, again, np.nan, same))
+            what = f"{method}, difference of {present.symbol(parameter)} after {equivalence.STEPS} steps"
+            rows.append((what, then, again, np.nan, same))
     table = pd.DataFrame(rows, columns=["what", "then", "again", "right", "verdict"])
     verdict = np.where(table.again.isna(), "not run", np.where(table.verdict, "reproduced", "not"))
     return table.assign(verdict=verdict)
@@ -312,8 +313,8 @@ def spread(curves, step=100):
     if len(values) < 2:
         return ""
     return (
-        f"Of single runs, beware: after {step} steps the seeds of the plain network here have a standard deviation of "
-        f"{100 * np.std(values, ddof=1):.1f} points."
+        f"Of single runs, beware: after {step} steps the seeds of the plain network have a standard deviation of "
+        f"{100 * np.std(values, ddof=1):.1f} points ({curves['none'][0].run.dataset})."
     )
 
 
