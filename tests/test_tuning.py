@@ -194,7 +194,8 @@ def test_a_batch_size_that_diverges_counts_as_guessing_and_as_collapsed(batches)
 
 def test_every_method_runs_at_its_own_best_rate_and_meets_the_test_images_at_the_end():
     rates = {m: 0.01 * k for k, m in enumerate((*tuning.MAIN, *PLAN.others), 1)}
-    runs = tuning.at_best_rates(BASE, PLAN, rates, list(range(8)))
+    base = replace(BASE, steps=800)
+    runs = tuning.at_best_rates(base, PLAN, rates, list(range(8)))
     assert runs.keys() == rates.keys()
     for method, of_method in runs.items():
         main = method in tuning.MAIN
@@ -202,12 +203,12 @@ def test_every_method_runs_at_its_own_best_rate_and_meets_the_test_images_at_the
         for run in of_method:
             assert run.learning_rate == rates[method]
             assert run.norm == network.METHODS[method].get("norm")
-            assert run.steps == (BASE.steps if main else tuning.part(BASE))
+            assert run.steps == (400 if main else 200)
             assert run.validation
             assert run.test_at_end
-    shorter = tuning.at_best_rates(BASE, replace(PLAN, full=False), rates, [5, 6])
+    shorter = tuning.at_best_rates(base, replace(PLAN, full=False), rates, [5, 6])
     assert shorter.keys() == set(tuning.MAIN)
-    assert {run.steps for of_method in shorter.values() for run in of_method} == {tuning.part(BASE)}
+    assert {run.steps for of_method in shorter.values() for run in of_method} == {300}
 
 
 @pytest.mark.parametrize(

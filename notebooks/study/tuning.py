@@ -31,8 +31,8 @@ class Plan:
         steps: of each run of the search.
         seeds: over which the accuracy of MAIN and BOTH is averaged; the others are searched with the first alone.
         widens: whether a grid of more than one rate widens where the best is at its edge.
-        full: whether MAIN is trained at its own rates as long as the profile's runs, and the others a quarter as long;
-            else MAIN alone, a third as long.
+        full: whether MAIN is trained at its own rates half as long as the profile's runs, and the others a quarter as
+            long; else MAIN alone, a third as long.
         sizes, images: of the batches, and how many images each size is trained on.
         around: exponents of the first grid of each size: 10^(k / 2) times the rate in proportion to the batch, with the
             first seed.
@@ -159,17 +159,18 @@ def at_best_rates(base, plan, rates, seeds):
     """The Runs of each method at its best learning rate, measured on held-out images and at the end on the test images.
 
     Returns:
-        dict method -> list of Run. Where the plan is full, MAIN over all seeds as long as `base` and the others over
-        FEWER, a quarter as long (`part`); else MAIN alone, for a third.
+        dict method -> list of Run. Where the plan is full, MAIN over all seeds half as long as `base` and the others
+        over FEWER, a quarter as long (`part`); else MAIN alone, for a third.
     """
-    short = part(base, 4 if plan.full else 3)
+    lengths = {method: part(base, 2 if plan.full else 3) for method in MAIN}
+    lengths |= {m: part(base) for m in plan.others if plan.full and m not in DENSE}
     return {
         method: [
             replace(
                 base,
-                steps=base.steps if plan.full and method in MAIN else short,
+                steps=steps,
                 # Of the others only the end is asked for.
-                evaluate_every=base.evaluate_every if method in MAIN else -(-short // 2),
+                evaluate_every=base.evaluate_every if method in MAIN else -(-steps // 2),
                 seed=seed,
                 learning_rate=rates[method],
                 validation=True,
@@ -178,7 +179,7 @@ def at_best_rates(base, plan, rates, seeds):
             )
             for seed in (seeds if method in MAIN else seeds[:FEWER])
         ]
-        for method in (*MAIN, *(m for m in plan.others if plan.full and m not in DENSE))
+        for method, steps in lengths.items()
     }
 
 
