@@ -603,7 +603,7 @@ def _integer(name, value):
         return operator.index(value)
     except TypeError:
         raise TypeError(
-            f"Expected an int or a list/tuple of ints for the argument '{name}', but received: {value!r}"
+            f"Expected an int or a list/tuple of ints for the argument '{name}'. Received: {value!r}"
         ) from None
 
 

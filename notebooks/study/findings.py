@@ -429,21 +429,21 @@ def reason_message(table, steps, of):
     whole, accuracy = rows.iloc[-1], rows.difference.iloc[:-1]
     effects = rows.difference[rows.without.notna()]  # of what could be mended
     most = effects.abs().idxmax()
-    alone = f"the largest effect alone is that of {most}, {signed(100 * effects[most])} points"
-    trained = "As trained in 2019" if steps == of else f"In the first {steps:,} of the {of:,} steps of 2019"
+    alone = f"{most} alone makes {signed(100 * effects[most])} points"
+    trained = "As trained in 2019" if steps == of else f"In {steps:,} of the {of:,} steps of 2019"
     if _either_way(whole):
         return (
-            f"{trained}, which of the two layers ends higher depends on the seed (TensorFlow's minus own: "
+            f"{trained}, which layer ends higher depends on the seed (TensorFlow's minus own: "
             f"{signed(100 * whole.low)} to {signed(100 * whole.high)} points); {alone}."
         )
     if whole.difference > -0.001:
         return f"{trained}, TensorFlow's layer does not end lower than the own one here."
-    ends = f"{trained}, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower than the own one"
+    ends = f"{trained}, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower"
     cause = accuracy.idxmin()
     if cause == INTERACTION:
         needed = rows.without.abs().idxmin()
         left = f"without {needed} {signed(100 * rows.without[needed])} points are left"
-        return f"{ends} by what the differences do together: {left}; {alone}."
+        return f"{ends} than the own one by what the differences do together: {left}."
     # A cause is named only if with every seed it makes more than any other with any seed.
     rival = rows.low.iloc[:-1].drop(cause).idxmin()
     if rows.high[cause] >= rows.low[rival]:
@@ -451,8 +451,8 @@ def reason_message(table, steps, of):
             f"{name} ({signed(100 * rows.low[name])} to {signed(100 * rows.high[name])})"
             for name in (cause, rival)
         ]
-        return f"{ends}, and whether {' or '.join(told)} makes most depends on the seed."
-    return f"{ends}, {_share(accuracy[cause] / whole.difference)} of it by {cause}."
+        return f"{ends}, most of it by {' or '.join(told)}, by the seed."
+    return f"{ends} than the own one, {_share(accuracy[cause] / whole.difference)} of it by {cause}."
 
 
 def jagged(table, histories):
