@@ -1,5 +1,6 @@
 """Every verdict can fail and holds where it should, and every sentence follows the data."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -300,7 +301,7 @@ def test_the_reason_is_what_costs_most(rows, repeated, message, pending):
         frozenset(names): [rows + repeated] * 2,
     }
     table = original.shares(values, names, "accuracy")
-    assert message in findings.reason_sentence(table, "mnist", 20, 20)
+    assert message in findings.reason_sentence(table, "mnist", original.STEPS)
     assert "ln.reason.accuracy.rows" in pending["numbers"]
 
 
@@ -311,21 +312,18 @@ def test_no_reason_is_named_that_another_seed_would_not_name():
     table = original.shares(
         {frozenset(whose[k] for k in key): of for key, of in values.items()}, names, "accuracy"
     )
-    assert findings.reason_message(table, 20, 20) == (
+    assert findings.reason_message(table, original.STEPS) == (
         "As trained in 2019, TensorFlow's layer ends 1.25 points lower, most of it by rows (−1.30 to −0.40) or "
         "repeated updates (−0.50 to −0.30), by the seed."
     )
-    assert findings.reason_message(table, 10, 20).startswith("In 10 of the 20 steps of 2019, ")
+    assert findings.reason_message(table, 166).startswith("In 166 of the 2,750 steps of 2019, ")
 
 
 def test_no_roughness_is_told_of_curves_that_were_measured_seldom():
-    table = pd.DataFrame({"quantity": ["accuracy", "roughness"], "difference": 0.0})
-    often = [history([0.5] * findings.JAGGED, steps=range(1, findings.JAGGED + 1))]
-    assert findings.jagged(table, often) is table
-    seldom = findings.jagged(table, around(0.5))
-    assert list(seldom.quantity) == ["accuracy"]
-    assert findings.roughness_told(table).startswith("Roughness: ")
-    assert findings.roughness_told(seldom).startswith("Measured too seldom")
+    often = tuple(range(1, 2 * original.OFTEN + 1))
+    jagged = [0.5 + 0.1 * (-1) ** step for step in often]
+    assert original.roughness(history(jagged, steps=often)) == pytest.approx(0.2)
+    assert np.isnan(original.roughness(history([0.5, 0.7])))
 
 
 def test_the_budget_names_every_method_once():
@@ -339,7 +337,7 @@ def test_the_budget_names_every_method_once():
 def test_a_difference_of_either_sign_has_no_shares():
     values = {"": [0.0, 0.0], "a": [0.02, 0.01], "b": [-0.01, -0.02], "ab": [-0.01, 0.005]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
-    assert findings.reason_message(table, 20, 20) == (
+    assert findings.reason_message(table, original.STEPS) == (
         "As trained in 2019, which layer ends higher depends on the seed (TensorFlow's minus own: −1.00 to +0.50 "
         "points); a alone makes +1.50 points."
     )
@@ -353,7 +351,7 @@ def test_what_only_the_differences_together_do_is_no_single_ones_share(pending):
     values = {"": [0.0], "a": [0.01], "b": [0.0], "ab": [-0.02]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
     told = "lower than the own one by what the differences do together: without a +0.00 points are left."
-    assert f"2.00 points {told}" in findings.reason_sentence(table, "mnist", 20, 20)
+    assert f"2.00 points {told}" in findings.reason_sentence(table, "mnist", original.STEPS)
     assert list(findings.shares_shown(table).share) == ["−50 %", "0 %", "150 %", "0 %", "100 %"]
 
 
@@ -560,8 +558,8 @@ def test_ln_and_bn_are_compared_where_both_learn_and_collapsed_sizes_are_named()
     ]
     told = findings.when_sentence(by_batch_of(cells))
     assert told.startswith(
-        "LN is better than BN with batches of 2 images behind the convolution [by +10.00 (+10.00 to +10.00) points] "
-        "and BN is better than LN with batches of 512 images behind the dense layer [by +10.00"
+        "LN is better than BN with batches of 2 [by +10.00 (+10.00 to +10.00) points] images behind the convolution "
+        "and BN is better than LN with batches of 512 [by +10.00"
     )
     assert "Not counted, since a run learnt next to nothing: 512 images behind the convolution (LN)." in told
     assert "One seed" not in told
@@ -579,7 +577,25 @@ def test_a_size_at_which_seeds_disagree_is_not_named():
     frame.at[0, "each"] = [0.9, 0.4, 0.5]
     told = findings.when_sentence(frame)
     assert "behind the convolution" not in told
-    assert "2 images behind the dense layer" in told
+    assert "batches of 2 [by +10.00 (+10.00 to +10.00) points] images behind the dense layer" in told
+    frame = by_batch_of(
+        [(m, size, 0.6 + 0.1 * (m[:2] == "LN")) for m in ("BN", "LN", *tuning.DENSE) for size in (2, 8)]
+    )
+    told = findings.when_sentence(frame)
+    assert re.sub(r" \[.*?\]", "", told).startswith(
+        "LN is better than BN with batches of 2 and 8 images behind the convolution and of 2 and 8 images behind the "
+    )
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus():
+    assert findings.signed(-0.001) == findings.signed(0.0) == "+0.00"
+    assert findings.signed(-0.01) == "−0.01"
+
+
+@pytest.mark.parametrize(("around", "told"), [((0,), "at the rate in"), ((-1, 0, 1), "; 1 of 2 best rates")])
+def test_how_the_rates_of_the_sizes_were_chosen_is_told(around, told):
+    plan = replace(tuning.PLANS["smoke"], around=around)
+    assert told in findings.rates_of_sizes(plan, pd.DataFrame({"at the edge": [True, False]}))
 
 
 def tuned_runs(shape, seeds=3, steps=(10, 20, 30), test=None):

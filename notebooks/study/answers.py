@@ -555,7 +555,7 @@ def questions(
             f"{m}, {cost[m] / cost['none']:.1f} times the time of a step without it"
             for m in ("BN", "LN", "WN")
         )
-        + " (of the fastest runs; a difference of a tenth is noise).",
+        + " (the fastest runs).",
         "[Table](#tbl-comparison)",
     )
     ask(

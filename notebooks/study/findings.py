@@ -8,9 +8,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from study import laws, present, statistics, tuning
+from study import laws, original, present, statistics, tuning
 from study.equivalence import NO_FAULT, NO_FAULT_64, STEPS, fault_name
-from study.original import INTERACTION
 
 SMALLEST = 0.005  # a smaller difference of accuracy does not matter, however sure
 SMOOTHER = 0.8  # of a range of the loss without normalization: a smaller one is smoother
@@ -235,8 +234,8 @@ def shares_message(table):
             told.append(f"{what} is left of larger ones ({both})")
             continue
         against = f", {opposed} against it" if share > 1.005 else ""
-        text = f"{what} comes of {cause.replace(INTERACTION, 'several at once')} ({_share(share)}{against}"
-        if cause == INTERACTION:
+        text = f"{what} comes of {cause.replace(original.INTERACTION, 'several at once')} ({_share(share)}{against}"
+        if cause == original.INTERACTION:
             most = _share(parts.share.drop(cause).abs().max())
             left = parts.without.dropna().sort_values(key=abs)
             text += f", one alone at most {most}; without {left.index[0]} {_left(left.iloc[0])} is left"
@@ -413,24 +412,25 @@ def exactness_message(method, errors):
 
 # --- layer normalization in 2019 -----------------------------------------------------------------------------------
 
-JAGGED = 10  # measurements of a training, of fewer of which no roughness is told
 
-
-def reason_message(table, steps, of):
+def reason_message(table, steps):
     """The caption's first sentence: what makes 2019's own layer end higher than what it called TensorFlow's, if it
     does.
 
     Args:
         table: of `original.accuracy_shares`.
-        steps: of its trainings.
-        of: of those of 2019.
+        steps: how many were trained for it.
     """
     rows = table[table.quantity == "accuracy"].set_index("mechanism")
     whole, accuracy = rows.iloc[-1], rows.difference.iloc[:-1]
     effects = rows.difference[rows.without.notna()]  # of what could be mended
     most = effects.abs().idxmax()
     alone = f"{most} alone makes {signed(100 * effects[most])} points"
-    trained = "As trained in 2019" if steps == of else f"In {steps:,} of the {of:,} steps of 2019"
+    trained = (
+        "As trained in 2019"
+        if steps == original.STEPS
+        else f"In {steps:,} of the {original.STEPS:,} steps of 2019"
+    )
     if _either_way(whole):
         return (
             f"{trained}, which layer ends higher depends on the seed (TensorFlow's minus own: "
@@ -440,7 +440,7 @@ def reason_message(table, steps, of):
         return f"{trained}, TensorFlow's layer does not end lower than the own one here."
     ends = f"{trained}, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower"
     cause = accuracy.idxmin()
-    if cause == INTERACTION:
+    if cause == original.INTERACTION:
         needed = rows.without.abs().idxmin()
         left = f"without {needed} {signed(100 * rows.without[needed])} points are left"
         return f"{ends} than the own one by what the differences do together: {left}."
@@ -455,27 +455,14 @@ def reason_message(table, steps, of):
     return f"{ends} than the own one, {_share(accuracy[cause] / whole.difference)} of it by {cause}."
 
 
-def jagged(table, histories):
-    """A table of `original.accuracy_shares` without the roughness of curves that were measured too seldom for it."""
-    often = len(histories[0].steps) >= JAGGED
-    return table if often else table[table.quantity != "roughness"].reset_index(drop=True)
-
-
-def roughness_told(table):
-    """What a table of `original.accuracy_shares` calls roughness."""
-    if "roughness" not in set(table.quantity):
-        return "Measured too seldom to tell whether a curve is jagged."
-    return "Roughness: mean absolute change from one measurement to the next over the second half of the training."
-
-
-def reason_sentence(table, dataset, steps, of):
+def reason_sentence(table, dataset, steps):
     """The finding in full: the answer to the blank of 2019. Arguments as of `reason_message`, and the data's name."""
     for row in table.itertuples():
         present.number(
             f"ln.reason.{row.quantity}.{_key(row.mechanism)}", row.difference, [row.low, row.high], "fraction"
         )
     return (
-        f"{reason_message(table, steps, of)} (Trained on {dataset}; the study of 2019 broke off at 'the reason is'.) "
+        f"{reason_message(table, steps)} (Trained on {dataset}; the study of 2019 broke off at 'the reason is'.) "
         f"{shares_message(table)}"
     )
 
@@ -789,17 +776,21 @@ def batch_message(frame):
     )
 
 
-def at_the_edge(frame):
-    """How the rates of the batch sizes were chosen, in words."""
-    edge = frame["at the edge"].sum()
-    return f", chosen with the first seed; {edge} of {len(frame)} best rates are at their grid's edge"
+def rates_of_sizes(plan, frame):
+    """At which rates the batch sizes were trained, in words."""
+    if len(plan.around) == 1:
+        return "at the rate in proportion to the batch"
+    return (
+        "at the best of a grid of rates around the one in proportion to the batch, chosen with the first seed; "
+        f"{frame['at the edge'].sum()} of {len(frame)} best rates are at their grid's edge"
+    )
 
 
 def when_sentence(frame):
     """When LN is better than BN: the sizes of batches at which one is above the other (see `told`). A size at which a
     run of either learnt next to nothing says only that its rates did not fit, and is named apart."""
     cells = frame.set_index(["method", "size"])
-    above, collapsed = {"LN": [], "BN": []}, []
+    above, collapsed = {"LN": {}, "BN": {}}, []
     for place, suffix in (("behind the convolution", ""), ("behind the dense layer", ", dense")):
         for size in sorted(frame["size"][frame.method == "BN" + suffix]):
             ln, bn = (cells.loc[(method + suffix, size)] for method in ("LN", "BN"))
@@ -811,9 +802,10 @@ def when_sentence(frame):
             if told(found) in ("higher", "lower"):
                 better = "LN" if found.mean > 0 else "BN"
                 gap = found if found.mean > 0 else statistics.paired_difference(bn.each, ln.each)
-                above[better].append(f"{size} images {place} [by {points(gap)} points]")
+                above[better].setdefault(place, []).append(f"{size} [by {points(gap)} points]")
     sides = [
-        f"{method} is better than {other} with batches of {_list(above[method])}"
+        f"{method} is better than {other} with batches of "
+        + " and of ".join(f"{_list(sizes)} images {place}" for place, sizes in above[method].items())
         if above[method]
         else f"{method} is better than {other} at no size of the batch that was tried"
         for method, other in (("LN", "BN"), ("BN", "LN"))
@@ -1136,12 +1128,12 @@ def mechanism_verdicts(table):
     def verdict(row):
         if row.float32 == 0:
             return "cannot" if row.float64 == 0 else "below float32"
-        return "round-off" if row.float64 < 1e-6 * row.float32 else "semantic"
+        return "round-off" if row.float64 < SHRINKS * row.float32 else "semantic"
 
     table = table.assign(verdict=[verdict(row) for row in table.itertuples()])
     table = table.assign(bands=table.float32 / table.band)
     return present.judged(
-        "V4", table, table.layer + ": " + table.mechanism, table.float64 / table.float32, 1e-6
+        "V4", table, table.layer + ": " + table.mechanism, table.float64 / table.float32, SHRINKS
     )
 
 
@@ -1186,9 +1178,7 @@ def second_derivative_message(table):
     theirs, ours = table["TensorFlow's"].max(), table["own"].max()
     if theirs <= 1e-6:
         return f"TensorFlow's second derivatives are right to {scientific(theirs)}, the own ones to {scientific(ours)}."
-    wrong = _list(
-        [f"{100 * row[2]:.2g} % ({row[1]})" for row in table[["layer", "TensorFlow's"]].itertuples()]
-    )
+    wrong = _list([f"{100 * e:.2g} % ({m})" for m, e in zip(table.layer, table["TensorFlow's"], strict=True)])
     return (
         f"Along a direction in which all values shift, TensorFlow's second derivatives are wrong by {wrong}, the own "
         f"ones by at most {scientific(ours)}."
@@ -1266,11 +1256,11 @@ def higher(points):
 
 
 def signed(value, digits=2):
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # and no −0
 
 
 def points(difference):
-    mean, low, high = (signed(100 * value).replace("−0.00", "0.00") for value in difference[:3])
+    mean, low, high = (signed(100 * value) for value in difference[:3])
     return f"{mean} ({low} to {high})"
 
 

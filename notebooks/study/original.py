@@ -210,6 +210,9 @@ def _at_the_end(drift, parameter):
     return float(drift["mean"][drift.parameter == parameter].iloc[-1])
 
 
+OFTEN = 5  # measurements in the second half of a training
+
+
 def accuracy_shares(base, seeds, jobs=0):
     """Figure 5 of 2019 taken apart: by how much the accuracy at the end, and the roughness, of TensorFlow's layer
     normalization differ from the own one's (TensorFlow's minus own), and how much of it each factor makes.
@@ -241,9 +244,10 @@ def accuracy_shares(base, seeds, jobs=0):
 
 
 def roughness(history):
-    """Mean absolute change of the accuracy from one measurement to the next, over the second half of the steps."""
+    """Mean absolute change of the accuracy from one measurement to the next, over the second half of the steps; NaN
+    where these are too few to tell jagged from risen."""
     late = history.accuracy[history.steps >= history.steps[-1] / 2]
-    return float(np.mean(np.abs(np.diff(late)))) if len(late) > 1 else float("nan")
+    return float(np.mean(np.abs(np.diff(late)))) if len(late) >= OFTEN else float("nan")
 
 
 def rerun(base, jobs=0, steps=STEPS):
