@@ -238,16 +238,18 @@ def _count(plan, x):
 
 def _centre(plan, x, count):
     """Deviations from the mean, and the mean in two parts: a value near it, and what is left to it."""
-    # Small tensors are fastest in the fewest operations; and of a long row the first element may lie anywhere.
-    long = len(plan.axes) == 1 and (x.shape[plan.axes[0]] or LONG) >= LONG
-    cheap = plan.compilable and not long and not _is_small(x)
-    origin = tf.stop_gradient(_near_the_mean(plan, x) if cheap else _mean(plan, x, count))
+    long = (
+        len(plan.axes) == 1 and (x.shape[plan.axes[0]] or LONG) >= LONG
+    )  # its first element may lie anywhere
+    origin = tf.stop_gradient(
+        _near_the_mean(plan, x) if plan.compilable and not long else _mean(plan, x, count)
+    )
     residue = _mean(plan, x - origin, count)
     return (x - origin) - residue, origin, residue
 
 
 def _near_the_mean(plan, x):
-    """A value near each averaged set's mean, from its first slice alone.
+    """A value near each averaged set's mean, from its first slice alone; of a small tensor, from its first element.
 
     Deviations from it are as small as those from the mean, and it costs no pass over the input. What is computed from
     them does not depend on it.
@@ -256,10 +258,13 @@ def _near_the_mean(plan, x):
     def first_along(axes, t):
         return t[tuple(slice(1) if axis in axes else slice(None) for axis in range(t.shape.rank))]
 
-    first = first_along(plan.axes[:1], x)
-    element = first_along(plan.axes, first)
-    element = tf.reduce_sum(element, plan.axes, keepdims=True)  # keeps its shape where the batch is empty
-    near = element + tf.reduce_mean(first - element, plan.axes, keepdims=True)
+    if _is_small(x):
+        near = first_along(plan.axes, x)
+    else:
+        first = first_along(plan.axes[:1], x)
+        element = first_along(plan.axes, first)
+        element = tf.reduce_sum(element, plan.axes, keepdims=True)  # keeps its shape where the batch is empty
+        near = element + tf.reduce_mean(first - element, plan.axes, keepdims=True)
     return near if plan.groups is None else _pool(near, *plan.groups, tf.reduce_mean)
 
 
@@ -752,17 +757,15 @@ class BatchNormalization(_Normalization):
         return tf.cast(_run(plan, _standardize_by, x, *wide), self.compute_dtype)
 
     def _average(self, statistics):
-        """Move each channel's statistics, together: none of those of which one would not be finite."""
-        averaged = []
-        for name, batch in zip(self._statistics, statistics, strict=True):
-            moving = getattr(self, name)
-            old = _widen(tf.convert_to_tensor(moving))
-            batch = tf.cast(tf.reshape(batch, old.shape), old.dtype)
-            new = tf.cast(old * self.momentum + batch * (1.0 - self.momentum), moving.dtype)
-            averaged.append((moving, new))
-        finite = functools.reduce(tf.logical_and, [tf.math.is_finite(new) for _, new in averaged])
-        for moving, new in averaged:
-            moving.assign(tf.where(finite, new, moving))
+        """Move each channel's statistics, together: none of those of which one is not finite."""
+        moving = [getattr(self, name) for name in self._statistics]
+        batch = [tf.reshape(new, old.shape) for new, old in zip(statistics, moving, strict=True)]
+        finite = [tf.math.is_finite(tf.cast(new, old.dtype)) for new, old in zip(batch, moving, strict=True)]
+        finite = functools.reduce(tf.logical_and, finite)
+        for variable, new in zip(moving, batch, strict=True):
+            old = _widen(tf.convert_to_tensor(variable))
+            average = old * self.momentum + tf.cast(new, old.dtype) * (1.0 - self.momentum)
+            variable.assign(tf.where(finite, tf.cast(average, variable.dtype), variable))
 
 
 def _check_mask(mask, inputs):

@@ -96,7 +96,7 @@ def test_the_own_layer_is_the_same_and_wrong_ones_are_not(recorded):
         findings.same_verdicts("BN", apart, drifts)
         assert len(recorded) == 3
         assert not any(recorded.values()), fault
-        assert "More than rounding parts" in findings.same_sentence("BN", apart)
+        assert "More than rounding separates" in findings.same_sentence("BN", apart)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,9 @@ def test_each_criterion_of_equality_can_fail_alone(change, failing, recorded):
     drifts = {equivalence.NO_FAULT: drift_to(1e-3), equivalence.NO_FAULT_64: drift_to(drift)}
     findings.same_verdicts("BN", apart, drifts)
     assert {name for name, holds in recorded.items() if not holds} == failing
-    assert ("Nothing but rounding parts" in findings.same_sentence("BN", apart)) == (failing <= {"bn.drift"})
+    assert ("Nothing but rounding separates" in findings.same_sentence("BN", apart)) == (
+        failing <= {"bn.drift"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,8 +289,8 @@ def test_the_less_exact_layer_is_told(theirs, message):
 @pytest.mark.parametrize(
     ("rows", "repeated", "message"),
     [
-        (-0.01, -0.03, "75 % of it by repeated updates"),
-        (-0.03, -0.01, "75 % of it by rows"),
+        (-0.01, -0.03, "75 % of it due to repeated updates"),
+        (-0.03, -0.01, "75 % of it due to rows"),
         (0.01, 0.01, "does not end lower"),
     ],
 )
@@ -313,8 +315,8 @@ def test_no_reason_is_named_that_another_seed_would_not_name():
         {frozenset(whose[k] for k in key): of for key, of in values.items()}, names, "accuracy"
     )
     assert findings.reason_message(table, original.STEPS) == (
-        "As trained in 2019, TensorFlow's layer ends 1.25 points lower, most of it by rows (−1.30 to −0.40) or "
-        "repeated updates (−0.50 to −0.30), by the seed."
+        "As trained in 2019, TensorFlow's layer ends 1.25 points lower, most of it due to rows (−1.30 to −0.40) or "
+        "repeated updates (−0.50 to −0.30), depending on the seed."
     )
     assert findings.reason_message(table, 166).startswith("In 166 of the 2,750 steps of 2019, ")
 
@@ -386,7 +388,7 @@ def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
     told = (
-        "The difference in γ (+1.0000) comes of several at once (90 %, one alone at most 10 %; without b "
+        "90 % of the difference in γ (+1.0000) comes from several at once (one alone at most 10 %; without b, "
         "nothing is left)."
     )
     assert findings.shares_message(table) == told
@@ -487,16 +489,16 @@ def test_the_cost_is_that_of_the_fastest_run_with_batches_of_a_hundred():
 @pytest.mark.parametrize("seeds", [8, 6, 3])
 def test_eight_seeds_that_agree_tell_methods_apart_and_six_do_not(seeds):
     table = findings.hypotheses({method: around(level, seeds) for method, level in LEVELS.items()})
-    apart = ["BN is faster than plain", "LN is lower than BN", "WN is faster than plain"]
+    apart = ["BN trains faster than plain", "LN ends lower than BN", "WN trains faster than plain"]
     assert list(table.verdict) == (apart if seeds == 8 else 3 * [f"not testable with {seeds} seeds"])
     np.testing.assert_allclose(table.p, 2.0 ** (1 - seeds))
     np.testing.assert_allclose(table["p, Holm"], 3 * 2.0 ** (1 - seeds))
     message = findings.hypotheses_message(table, range(seeds))
     assert ("can claim nothing" in message) == (seeds < 8)
     assert ("BN" in message) == (seeds == 8)
-    assert ("BN is faster than plain, LN is lower than BN and WN is faster than plain." in message) == (
-        seeds == 8
-    )
+    assert (
+        "BN trains faster than plain, LN ends lower than BN and WN trains faster than plain." in message
+    ) == (seeds == 8)
 
 
 def test_eight_seeds_that_disagree_do_not_tell_a_method_apart():
@@ -504,7 +506,11 @@ def test_eight_seeds_that_disagree_do_not_tell_a_method_apart():
     curves["BN"] = [history(h.accuracy - 0.1, h.run.seed) for h in curves["none"]]
     curves["LN"] = [history(h.accuracy + 0.002, h.run.seed) for h in curves["BN"]]
     curves["WN"] = [history(h.accuracy + 0.05 * (-1) ** h.run.seed, h.run.seed) for h in curves["none"]]
-    apart = ["BN is slower than plain", "LN is higher than BN, by less than matters", "not told apart"]
+    apart = [
+        "BN trains more slowly than plain",
+        "LN ends higher than BN, by less than matters",
+        "not told apart",
+    ]
     assert list(findings.hypotheses(curves).verdict) == apart
 
 
@@ -884,9 +890,11 @@ def test_the_hypotheses_are_told_with_their_verdicts():
     told = findings.hypotheses_sentence(findings.hypotheses(curves), curves)
     speed, end = "mean held-out accuracy over the training", "test accuracy at the end"
     assert told == (
-        f"With each method at its own best learning rate, BN is slower than plain [{speed}: −10.00 (−10.00 to −10.00) "
-        f"points], LN is higher than BN [{end}: +20.00 (+20.00 to +20.00) points] and WN is as fast as plain, within "
-        f"0.5 points [{speed}: +0.00 (+0.00 to +0.00) points]. LN against plain, not tested: +10.00 (+10.00 to +10.00) "
+        "With each method at its own best learning rate, "
+        f"BN trains more slowly than plain [{speed}: −10.00 (−10.00 to −10.00) points], "
+        f"LN ends higher than BN [{end}: +20.00 (+20.00 to +20.00) points] and "
+        f"WN trains as fast as plain, within 0.5 points [{speed}: +0.00 (+0.00 to +0.00) points]. "
+        "LN against plain, not tested: +10.00 (+10.00 to +10.00) "
         f"points of {speed}."
     )
     collapsed = curves | {"LN": around(0.1, 8)}

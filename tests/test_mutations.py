@@ -74,7 +74,7 @@ FAULTS = {
         "gradients -k zero",
     ),
     "offsets are not taken out first": (
-        "_near_the_mean(plan, x) if cheap else _mean(plan, x, count)",
+        "_near_the_mean(plan, x) if plan.compilable and not long else _mean(plan, x, count)",
         "0.0 * _mean(plan, x, count)",
         "layers -k offset",
     ),
@@ -84,13 +84,13 @@ FAULTS = {
         "layers -k statistics",
     ),
     "statistics that are not finite are averaged in": (
-        "tf.where(finite, new, moving)",
-        "new",
+        "tf.where(finite, tf.cast(average",
+        "tf.where(True, tf.cast(average",
         "layers -k finite",
     ),
     "each statistic is averaged in by itself": (
-        "tf.where(finite, new, moving)",
-        "tf.where(tf.math.is_finite(new), new, moving)",
+        "tf.where(finite, tf.cast(average",
+        "tf.where(tf.math.is_finite(average), tf.cast(average",
         "layers -k finite",
     ),
     "the mask is ignored": ('options["mask"] = tf', 'options["groups"] = None and tf', "layers -k mask"),

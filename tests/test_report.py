@@ -325,11 +325,11 @@ def test_a_second_build_is_the_same_to_the_byte_but_for_its_provenance(toy, tmp_
 
 
 def test_sentences_that_differ_in_one_word_are_said_once():
-    same, other = (f"Nothing but rounding parts {m} from it." for m in ("BN", "LN"))
-    assert build.together([same, other, same]) == "Nothing but rounding parts BN, LN and BN from it."
+    same, other = (f"Nothing but rounding separates {m} from it." for m in ("BN", "LN"))
+    assert build.together([same, other, same]) == "Nothing but rounding separates BN, LN and BN from it."
     assert (
-        build.together([same, "More than rounding parts LN from it."])
-        == f"{same} More than rounding parts LN from it."
+        build.together([same, "More than rounding separates LN from it."])
+        == f"{same} More than rounding separates LN from it."
     )
     assert build.together([same]) == same
     assert build.together([same, same]) == same

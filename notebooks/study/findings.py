@@ -234,12 +234,12 @@ def shares_message(table):
             told.append(f"{what} is left of larger ones ({both})")
             continue
         against = f", {opposed} against it" if share > 1.005 else ""
-        text = f"{what} comes of {cause.replace(original.INTERACTION, 'several at once')} ({_share(share)}{against}"
+        text = f"{_share(share)} of {what} comes from {cause.replace(original.INTERACTION, 'several at once')}{against}"
         if cause == original.INTERACTION:
             most = _share(parts.share.drop(cause).abs().max())
             left = parts.without.dropna().sort_values(key=abs)
-            text += f", one alone at most {most}; without {left.index[0]} {_left(left.iloc[0])} is left"
-        told.append(f"{text})")
+            text += f" (one alone at most {most}; without {left.index[0]}, {_left(left.iloc[0])} is left)"
+        told.append(text)
     return f"{_upper('; '.join(told))}."
 
 
@@ -324,8 +324,8 @@ def same_sentence(method, apart):
     same = apart["float64"] <= 1e-12 and apart["float32"] <= 2 * _band(apart)
     verdict = "Nothing but" if same else "More than"
     return (
-        f"{verdict} rounding parts own {method} from TensorFlow's in training. After {apart['steps']} paired steps no "
-        f"weight differs by more than {scientific(apart['float64'])} in float64. In float32 they end "
+        f"{verdict} rounding separates own {method} from TensorFlow's in training. After {apart['steps']} paired steps "
+        f"no weight differs by more than {scientific(apart['float64'])} in float64. In float32 they end "
         f"{scientific(apart['float32'])} apart; rounding alone takes TensorFlow's layer this far from itself: "
         f"{scientific(apart['twin'])} if one weight starts one unit in the last place higher, "
         f"{scientific(apart['rounding'])} if the training is in float64."
@@ -451,8 +451,8 @@ def reason_message(table, steps):
             f"{name} ({signed(100 * rows.low[name])} to {signed(100 * rows.high[name])})"
             for name in (cause, rival)
         ]
-        return f"{ends}, most of it by {' or '.join(told)}, by the seed."
-    return f"{ends} than the own one, {_share(accuracy[cause] / whole.difference)} of it by {cause}."
+        return f"{ends}, most of it due to {' or '.join(told)}, depending on the seed."
+    return f"{ends} than the own one, {_share(accuracy[cause] / whole.difference)} of it due to {cause}."
 
 
 def reason_sentence(table, dataset, steps):
@@ -693,9 +693,9 @@ def placement_sentence(tuned):
 
 
 def _direction(a, b, measure, difference):
-    words = ("faster", "slower") if measure == SPEED else ("higher", "lower")
+    words = ("trains faster", "trains more slowly") if measure == SPEED else ("ends higher", "ends lower")
     small = ", by less than matters" if abs(difference.mean) < SMALLEST else ""
-    return f"{a} is {words[difference.mean < 0]} than {present.short(b)}{small}"
+    return f"{a} {words[difference.mean < 0]} than {present.short(b)}{small}"
 
 
 def _no_direction(a, b, measure, difference):
@@ -703,8 +703,8 @@ def _no_direction(a, b, measure, difference):
         return (
             "not told apart" if _testable(difference.pairs) else f"not testable with {difference.pairs} seeds"
         )
-    how = "fast" if measure == SPEED else "high"
-    return f"{a} is as {how} as {present.short(b)}, within {100 * SMALLEST:g} points"
+    how = "trains as fast" if measure == SPEED else "ends as high"
+    return f"{a} {how} as {present.short(b)}, within {100 * SMALLEST:g} points"
 
 
 def _testable(seeds):
