@@ -553,9 +553,9 @@ def together(texts):
 
 
 VERDICT_TABLES = {
-    "V1": "exact facts, and own layers against TensorFlow's",
+    "V1": "exact facts, and our layers against TensorFlow's",
     "V2": "claims of the literature",
-    "V3": "the methods beside plain, each at its own rate",
+    "V3": "the methods against plain, each at its own rate",
     "V4": "mechanisms of drift",
     "V5": "numbers of the study of 2019",
 }
@@ -580,7 +580,7 @@ def verdict_summary(verdicts):
         return ""
     start = (
         "```{=typst}\n#pagebreak(weak: true)\n```\n\n# All verdicts {.unnumbered}\n\n"
-        "Each was given by a rule that could have given another.\n\n"
+        "Each follows from a rule that could have decided otherwise.\n\n"
     )
     return start + "\n".join(lines)
 

@@ -16,9 +16,9 @@ FOUND = (  # what is said in bold, and the sentences behind it
     ("One learning rate for all.", ("comparison.answer",)),
     ("A learning rate for each.", ("comparison.tuned",)),
     ("Small batches.", ("comparison.when",)),
-    ("Own layers and TensorFlow's.", ("bn.same", "ln.same", "wn.same")),
-    ("The drift that a study of 2019 saw.", ("bn.drift",)),
-    ("Why that study's own LN ended higher.", ("ln.reason",)),
+    ("Our layers and TensorFlow's.", ("bn.same", "ln.same", "wn.same")),
+    ("The drift seen in 2019.", ("bn.drift",)),
+    ("Why that study's LN ended higher.", ("ln.reason",)),
     ("Second derivatives.", ("mechanisms.second",)),
 )
 

@@ -84,7 +84,7 @@ def test_methods_have_words():
     assert present.words("none") == "without normalization"
     assert (
         present.words("BN", "LN, dense", "TensorFlow's WN")
-        == "with BN, LN behind the dense layer and TensorFlow's WN"
+        == "with BN, LN after the dense layer and TensorFlow's WN"
     )
     assert present.words("BN", "none") == "with BN and without normalization"
     assert [present.short(m) for m in ("none", "BN")] == ["plain", "BN"]

@@ -146,7 +146,7 @@ def test_the_drift_is_attributed_to_what_makes_it(repeated, unpaired, exact, mes
     drifts = {name: drift_to(size) for name, size in sizes.items()}
     assert findings.attribution_message(drifts).startswith(message)
     of_the_loop = findings.drift_message(drifts, drifts[equivalence.BOTH_FAULTS])
-    assert of_the_loop.startswith("The drift is none of the layers' own") == (
+    assert of_the_loop.startswith("The drift is not due to the layers") == (
         repeated == 1e-2 and exact < 1e-11
     )
     assert "+0.5000 (γ)" in of_the_loop  # what is drawn: the means
@@ -210,7 +210,7 @@ def test_a_wrong_second_derivative_fails(recorded):
     findings.second_derivative_verdicts(table)
     assert recorded == {"second.bn": True, "second.ln": False}
     assert (
-        "wrong by 10 % (BN) and 40 % (LN), the own ones by at most 1.0 × 10⁻³."
+        "wrong by 10 % (BN) and 40 % (LN), ours by at most 1.0 × 10⁻³."
         in findings.second_derivative_message(table)
     )
 
@@ -246,13 +246,13 @@ def mechanisms_table(**columns):
     ("float32", "rounding", "message"),
     [
         (1.9e-4, 1e-4, "What is round-off stays within twice the band of one-ulp twins and rounding."),
-        (1e-3, 9e-4, "in 1 of 1 rounding moves one of the pair itself as far."),
+        (1e-3, 9e-4, "in 1 of 1, rounding alone moves one of the two networks as far."),
         (
             1e-3,
             4e-4,
             "1 of the 1 differences that are round-off are more than twice the band, at most 10 times",
         ),
-        (1e-3, 4e-4, "(BN: this); in 0 of 1 rounding"),
+        (1e-3, 4e-4, "(BN: this); in 0 of 1, rounding"),
     ],
 )
 def test_round_off_outside_the_band_is_told(float32, rounding, message, pending):
@@ -276,8 +276,8 @@ def test_rounding_is_that_of_either_network_of_a_pair(monkeypatch):
 @pytest.mark.parametrize(
     ("theirs", "message"),
     [
-        ([1.0, 60.0], "TensorFlow's BN is 60 times less exact than the own one in dx."),
-        ([1.0, 0.1], "the own BN is 10 times less exact than TensorFlow's in dx."),
+        ([1.0, 60.0], "TensorFlow's BN is 60 times less exact than ours in dx."),
+        ([1.0, 0.1], "our BN is 10 times less exact than TensorFlow's in dx."),
         ([1.5, 0.6], "equally exact, within a factor of two"),
     ],
 )
@@ -341,7 +341,7 @@ def test_a_difference_of_either_sign_has_no_shares():
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
     assert findings.reason_message(table, original.STEPS) == (
         "As trained in 2019, which layer ends higher depends on the seed (TensorFlow's minus own: −1.00 to +0.50 "
-        "points); a alone makes +1.50 points."
+        "points); a alone accounts for +1.50 points."
     )
     assert findings.shares_message(table) == (
         "The seeds do not agree on the sign of the difference in accuracy (−0.0025)."
@@ -352,7 +352,7 @@ def test_a_difference_of_either_sign_has_no_shares():
 def test_what_only_the_differences_together_do_is_no_single_ones_share(pending):
     values = {"": [0.0], "a": [0.01], "b": [0.0], "ab": [-0.02]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
-    told = "lower than the own one by what the differences do together: without a +0.00 points are left."
+    told = "lower than the study's own, because the differences interact: without a +0.00 points are left."
     assert f"2.00 points {told}" in findings.reason_sentence(table, "mnist", original.STEPS)
     assert list(findings.shares_shown(table).share) == ["−50 %", "0 %", "150 %", "0 %", "100 %"]
 
@@ -361,7 +361,8 @@ def test_what_is_left_of_larger_effects_is_not_given_to_one():
     values = {"": [0.0], "a": [0.05], "b": [0.0], "ab": [0.01]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
     assert findings.shares_message(table) == (
-        "The difference in accuracy (+0.0100) is left of larger ones (a +0.0500, their interaction −0.0400)."
+        "The difference in accuracy (+0.0100) is the remainder of larger, opposing ones (a +0.0500, their interaction "
+        "−0.0400)."
     )
 
 
@@ -388,7 +389,7 @@ def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
     told = (
-        "90 % of the difference in γ (+1.0000) comes from several at once (one alone at most 10 %; without b, "
+        "90 % of the difference in γ (+1.0000) comes from several causes together (each alone at most 10 %; without b, "
         "nothing is left)."
     )
     assert findings.shares_message(table) == told
@@ -399,13 +400,10 @@ def test_what_only_acts_together_is_told_by_what_it_takes_away():
     [
         (
             {"none": 2.0, "BN": 1.0, "LN": 3.0},
-            "2.00 without normalization, 1.00 with BN, 3.00 with LN nats (medians of one seed): less with BN.",
+            "2.00 without normalization, 1.00 with BN, 3.00 with LN (medians of one seed): less with BN.",
         ),
         ({"none": 2.0, "BN": 1.0, "LN": 1.5}, "less with BN and LN."),
-        (
-            {"none": 2.0, "BN": 3.0, "LN": 1.7},
-            "(medians of one seed): none of them makes that clearly smaller.",
-        ),
+        ({"none": 2.0, "BN": 3.0, "LN": 1.7}, "(medians of one seed): no method makes it clearly smaller."),
     ],
 )
 def test_the_landscapes_sentence_follows_the_median_ranges(ranges, message):
@@ -427,7 +425,7 @@ def test_the_percentiles_sentence_follows_the_data(steady, restless):
     wander = {steady: "0.25", restless: "3.00"}
     right = {steady: "90 %", restless: "30 %"}
     assert findings.percentile_message(frame) == (
-        f"The median input of a deep unit wanders over {wander['none']} without BN and {wander['BN']} with BN; "
+        f"The median input of a deep unit has a range of {wander['none']} without BN and {wander['BN']} with BN; "
         f"the network ends at {right['none']} and {right['BN']}."
     )
 
@@ -442,11 +440,11 @@ LEVELS = {"none": 0.7, "BN": 0.8, "LN": 0.75, "WN": 0.72}
     [
         ((0.02, 0.01, 0.03), "higher"),
         ((-0.02, -0.03, -0.01), "lower"),
-        ((0.003, 0.001, 0.006), "not told apart"),  # surely above zero, and too little to matter
+        ((0.003, 0.001, 0.006), "no clear difference"),  # surely above zero, and too little to matter
         ((0.001, 0.0005, 0.0015), "alike"),
         ((-0.001, -0.004, 0.002), "alike"),
-        ((0.02, -0.01, 0.05), "not told apart"),
-        ((0.02, float("nan"), float("nan")), "not told apart"),
+        ((0.02, -0.01, 0.05), "no clear difference"),
+        ((0.02, float("nan"), float("nan")), "no clear difference"),
     ],
 )
 def test_a_difference_is_told_if_it_is_sure_and_if_it_matters(difference, word):
@@ -509,7 +507,7 @@ def test_eight_seeds_that_disagree_do_not_tell_a_method_apart():
     apart = [
         "BN trains more slowly than plain",
         "LN ends higher than BN, by less than matters",
-        "not told apart",
+        "no clear difference",
     ]
     assert list(findings.hypotheses(curves).verdict) == apart
 
@@ -518,7 +516,7 @@ def test_a_hypothesis_names_the_runs_that_collapsed():
     curves = {method: around(level, 8) for method, level in LEVELS.items()}
     curves["BN"] = [*curves["BN"][:6], *(history([0.1, 0.1], seed) for seed in (6, 7))]
     verdicts = findings.hypotheses(curves).verdict
-    assert verdicts[0] == "not told apart (2 of 8 runs of BN collapsed)"
+    assert verdicts[0] == "no clear difference (2 of 8 runs of BN collapsed)"
     assert verdicts[1].endswith("(2 of 8 runs of BN collapsed)")
     assert "collapsed" not in verdicts[2]
 
@@ -564,32 +562,30 @@ def test_ln_and_bn_are_compared_where_both_learn_and_collapsed_sizes_are_named()
     ]
     told = findings.when_sentence(by_batch_of(cells))
     assert told.startswith(
-        "LN is better than BN with batches of 2 [by +10.00 (+10.00 to +10.00) points] images behind the convolution "
+        "LN is better than BN with batches of 2 [by +10.00 (+10.00 to +10.00) points] images after the convolution, "
         "and BN is better than LN with batches of 512 [by +10.00"
     )
-    assert "Not counted, since a run learnt next to nothing: 512 images behind the convolution (LN)." in told
+    assert "Not counted, since a run learnt next to nothing: 512 images after the convolution (LN)." in told
     assert "One seed" not in told
     one = by_batch_of(cells).assign(seeds=1, each=[[cell[2]] for cell in cells])
     told = findings.when_sentence(one)
-    assert told.startswith("One seed does not tell LN and BN apart at any size of the batch.")
+    assert told.startswith("One seed does not tell LN and BN apart at any batch size.")
     alike = findings.when_sentence(by_batch_of([(method, size, 0.7) for method, size, *_ in cells]))
-    assert alike.startswith(
-        "Neither LN nor BN is better than the other at any size of the batch that was tried."
-    )
+    assert alike.startswith("Neither LN nor BN is better than the other at any batch size tried.")
 
 
 def test_a_size_at_which_seeds_disagree_is_not_named():
     frame = by_batch_of([("BN", 2, 0.6), ("LN", 2, 0.7), ("BN, dense", 2, 0.6), ("LN, dense", 2, 0.7)])
     frame.at[0, "each"] = [0.9, 0.4, 0.5]
     told = findings.when_sentence(frame)
-    assert "behind the convolution" not in told
-    assert "batches of 2 [by +10.00 (+10.00 to +10.00) points] images behind the dense layer" in told
+    assert "after the convolution" not in told
+    assert "batches of 2 [by +10.00 (+10.00 to +10.00) points] images after the dense layer" in told
     frame = by_batch_of(
         [(m, size, 0.6 + 0.1 * (m[:2] == "LN")) for m in ("BN", "LN", *tuning.DENSE) for size in (2, 8)]
     )
     told = findings.when_sentence(frame)
     assert re.sub(r" \[.*?\]", "", told).startswith(
-        "LN is better than BN with batches of 2 and 8 images behind the convolution and of 2 and 8 images behind the "
+        "LN is better than BN with batches of 2 and 8 images after the convolution and of 2 and 8 images after the "
     )
 
 
@@ -624,7 +620,7 @@ def test_methods_are_compared_at_equal_lengths_over_shared_seeds_and_not_where_r
     assert findings.beside(tuned, "DyT", "none") is None
     assert findings.beside_none(tuned, "RMS") == "higher"
     assert findings.beside_none(tuned, "affine") == "1 of 3 runs collapsed"
-    assert findings.beside_none(tuned, "DyT") == "search alone"
+    assert findings.beside_none(tuned, "DyT") == "search only"
 
 
 def table_of(methods, tuned, by_batch=()):
@@ -659,9 +655,9 @@ def test_the_table_says_what_is_reached_and_leaves_empty_what_was_not_run():
 @pytest.mark.parametrize(
     ("small", "large", "lost"),
     [
-        (0.4, 0.9, ("with BN, 50.0", "with GN, 10.0")),
-        (0.9, 0.4, ("with GN, 5.0", "with BN, 50.0")),
-        (0.9, 0.9, ("with GN, 5.0", "with GN, 10.0")),
+        (0.4, 0.9, ("50.0 points (BN)", "10.0 points (GN)")),
+        (0.9, 0.4, ("5.0 points (GN)", "50.0 points (BN)")),
+        (0.9, 0.9, ("5.0 points (GN)", "10.0 points (GN)")),
     ],
 )
 def test_the_batch_sizes_sentence_follows_the_data(small, large, lost):
@@ -673,8 +669,7 @@ def test_the_batch_sizes_sentence_follows_the_data(small, large, lost):
         }
     )
     assert findings.batch_message(frame) == (
-        f"With 2 images in a batch the network loses most {lost[0]} points against its best size; with 128, {lost[1]} "
-        "points."
+        f"With 2 images per batch, the largest loss from a method's best size is {lost[0]}; with 128, it is {lost[1]}."
     )
 
 
@@ -771,10 +766,10 @@ def test_where_methods_ran_in_the_search_alone_or_collapsed_nothing_is_settled()
     table = answers.literature(curves, arms, few, *others).set_index("claim")
     claims = ("RMSNorm is as good as LN", "DyT does not replace BN in convolutional networks")
     assert {table.verdict[claim] for claim in claims} == {"not settled"}
-    assert "+15.00 points in the search alone" in table.measured[claims[1]]
+    assert "+15.00 points in the search only" in table.measured[claims[1]]
     lost = {"DyT": [*tuned["DyT"][:2], *tuned_runs([0.1, 0.1, 0.1], 1)]}
     table = answers.literature(curves, arms, tuned | lost, *others).set_index("claim")
-    assert table.measured[claims[1]] == "BN beside DyT: 1 of 3 runs of DyT collapsed"
+    assert table.measured[claims[1]] == "BN against DyT: 1 of 3 runs of DyT collapsed"
     assert table.verdict[claims[1]] == "not settled"
 
 
@@ -825,7 +820,9 @@ def test_the_reason_of_a_gain_is_what_takes_it_away(noisy, detached, told):
     arms = {"noisy BN": around(0.6 + noisy), "BN, statistics detached": around(0.6 + detached)}
     why = answers.why_sentence(curves, arms)
     assert why.startswith(told)
-    assert "Of its +20.00 (+20.00 to +20.00) points of mean accuracy over 20 steps over plain, so much" in why
+    assert (
+        "Of its +20.00 (+20.00 to +20.00) points of mean accuracy over 20 steps above plain, this much" in why
+    )
     assert f"noisy BN {500 * noisy:.0f} %" in why
     arms["noisy BN"] = [history([0.6 + 0.1 * seed] * 2, seed) for seed in range(3)]
     arms["BN, statistics detached"] = arms["noisy BN"]
@@ -837,10 +834,11 @@ def test_where_bn_stands_is_told():
     tuned = {"none": tuned_runs([0.5] * 3), "BN": tuned_runs([0.4] * 3), "BN, both": tuned_runs([0.7] * 3)}
     told = findings.placement_sentence(tuned)
     assert (
-        "+30.00 (+30.00 to +30.00) points above BN and +20.00 (+20.00 to +20.00) points above plain" in told
+        "from BN by +30.00 (+30.00 to +30.00) points and from plain by +20.00 (+20.00 to +20.00) points"
+        in told
     )
     worse = findings.placement_sentence(tuned | {"BN, both": tuned_runs([0.4] * 3)})
-    assert "points beside BN and −10.00 (−10.00 to −10.00) points below plain" in worse
+    assert "from BN by +0.00 (+0.00 to +0.00) points and from plain by −10.00 (−10.00 to −10.00)" in worse
     assert "not settled" in findings.placement_sentence({"none": tuned["none"]})
 
 
@@ -858,7 +856,7 @@ def test_half_of_a_claim_is_partly_reproduced():
         "BN keeps the input of a deep sigmoid unit steady, and trains better",
         "GN does not mind small batches, BN does",
     }
-    assert set(table.claim[table.verdict == "either way"]) == {
+    assert set(table.claim[table.verdict == "mixed"]) == {
         "in LN the gradients through the statistics matter more than the forward pass"
     }
 
@@ -867,8 +865,8 @@ def test_arms_are_compared_with_what_they_change():
     curves, arms = made_up(1)[:2]
     arms["LN, mean detached"] = around(0.7)
     table = answers.arms_table(curves, arms).set_index("arm")
-    assert table["beside the whole"]["LN, mean detached"] == "LN: +0.00 (+0.00 to +0.00)"
-    assert table["beside plain"]["LN, mean detached"] == "+10.00 (+10.00 to +10.00)"
+    assert table["against the whole"]["LN, mean detached"] == "LN: +0.00 (+0.00 to +0.00)"
+    assert table["against plain"]["LN, mean detached"] == "+10.00 (+10.00 to +10.00)"
     assert table.verdict["LN, mean detached"] == "alike within 0.5 points (LN), higher (plain)"
     assert table.verdict["BN, variance detached"] == "lower (BN), lower (plain)"
 
@@ -904,17 +902,20 @@ def test_the_hypotheses_are_told_with_their_verdicts():
     assert "BN against plain is not testable with 3 seeds [mean" in told
 
 
-def test_the_curves_at_own_rates_are_told_by_what_is_beside_plain():
+def test_the_curves_at_own_rates_are_told_by_what_they_are_against_plain():
     tuned = {
         m: tuned_runs([level] * 3) for m, level in (("none", 0.6), ("BN", 0.7), ("LN", 0.8), ("WN", 0.5))
     }
-    assert findings.tuned_message(tuned) == "Beside plain at its own rate: BN and LN higher; WN lower."
+    assert (
+        findings.tuned_message(tuned)
+        == "Against plain, each at its own rate: higher for BN and LN; lower for WN."
+    )
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick"])
 def test_short_profiles_claim_nothing(profile):
     assert "nothing else may be claimed" in findings.claims(profile, [1, 2])
-    assert "lower or faster where the 95 % interval of its difference leaves out zero" in findings.claims(
+    assert "lower or faster if the 95 % interval of its difference excludes zero" in findings.claims(
         "default", [1, 2, 3]
     )
 

@@ -29,18 +29,18 @@ ONE_SEED = 0.05  # of accuracy: a smaller difference that one seed shows settles
 STILL = 1e-3  # of the weights' motion: what moves no more does not move
 WITHIN = 0.05  # of a theory's number
 KEPT, LOST = 1, 2  # points at batch 2: fewer lost is none, and so many more than GN loses is a loss
-VERDICTS = ("reproduced", "partly", "either way", "not settled", "not", "out of scope")
+VERDICTS = ("reproduced", "partly", "mixed", "not settled", "not", "out of scope")
 
 
 def judge(*differences):
     """The verdict on a claim that each of these paired differences is above zero by what matters (see `findings.told`);
     None stands for one that was not measured over seeds."""
-    words = [told(d) if d is not None else "not told apart" for d in differences]
+    words = [told(d) if d is not None else "no clear difference" for d in differences]
     if all(word == "higher" for word in words):
         return "reproduced"
     if "higher" in words:
-        return "either way" if "lower" in words else "partly"
-    return "not settled" if all(word == "not told apart" for word in words) else "not"
+        return "mixed" if "lower" in words else "partly"
+    return "not settled" if all(word == "no clear difference" for word in words) else "not"
 
 
 def holds(all_of, some_of=False):
@@ -96,7 +96,7 @@ def literature(
     rows = []
 
     def row(claim, source, reported, measured, verdict, asked=""):
-        told_of = f"{measured} [asked: {asked}]" if asked else measured
+        told_of = f"{measured} [required: {asked}]" if asked else measured
         rows.append(
             {"claim": claim, "source": source, "reported": reported, "measured": told_of, "verdict": verdict}
         )
@@ -226,8 +226,8 @@ def literature(
         "BN allows larger learning rates",
         "@bjorck2018",
         "yes",
-        f"highest rate at which all runs learn: {rates['BN']:.2g} behind the convolution alone, "
-        f"{rates['BN, both']:.2g} behind the dense layer too, {rates['none']:.2g} without",
+        f"highest rate at which all runs learn: {rates['BN']:.2g} after the convolution alone, "
+        f"{rates['BN, both']:.2g} after the dense layer too, {rates['none']:.2g} without",
         "not settled"  # where nothing was searched
         if sweep.rate.nunique() == 1
         else holds(
@@ -246,24 +246,24 @@ def literature(
             if method in tuned and (lost := collapsed(tuned[method])):
                 return None, f"{lost} of {len(tuned[method])} runs of {present.short(method)} collapsed"
         best = sweep.groupby("method").accuracy.max()
-        return None, f"{signed(100 * (best[a] - best[b]))} points in the search alone"
+        return None, f"{signed(100 * (best[a] - best[b]))} points in the search only"
 
     rms, words = own_rates("RMS", "LN-C")
     row(
         "RMSNorm is as good as LN",
         "@zhang2019 [table 10] (whose LN averages over height and width: it is IN)",
         "CIFAR-10: better",
-        f"beside LN over channels {words}; beside IN {own_rates('RMS', 'IN')[1]}",
+        f"against LN over channels {words}; against IN {own_rates('RMS', 'IN')[1]}",
         "not settled"
         if rms is None
-        else {"lower": "not", "not told apart": "not settled"}.get(told(rms), "reproduced"),
+        else {"lower": "not", "no clear difference": "not settled"}.get(told(rms), "reproduced"),
     )
     dyt, words = own_rates("BN", "DyT")
     row(
         "DyT does not replace BN in convolutional networks",
         "@zhu2025 [table 16]",
         "−7.3 points (ResNet-50), −1.7 (VGG19)",
-        f"BN beside DyT: {words}",
+        f"BN against DyT: {words}",
         judge(dyt),
     )
     gain, words = own_rates("BN", "none")
@@ -282,7 +282,7 @@ def literature(
         f"{points(noise := _means(arms['noisy BN'], short['BN']))} points against BN, "
         f"{points(over := _means(arms['noisy BN'], short['none']))} against plain",
         "not settled"
-        if told(noise) == "not told apart"
+        if told(noise) == "no clear difference"
         else holds(told(noise) in ("alike", "higher"), told(over) == "higher"),
     )
     ranges = (along.highest - along.lowest).groupby(along.method).median().fillna(np.inf)
@@ -329,7 +329,7 @@ def literature(
             lost["GN"] < KEPT and min(lost["BN"], lost["BN, dense"]) > LOST + lost["GN"],
             max(lost["BN"], lost["BN, dense"]) > LOST + lost["GN"],
         ),
-        f"GN under {KEPT}, BN over {LOST} more than it at both places; partly: at one",
+        f"GN loses under {KEPT}, BN over {LOST} more than GN, after both layers; partly: after one",
     )
     first, of_first = own_rates("BN", "first")
     standardized, of_input = own_rates("BN", "input")
@@ -422,7 +422,7 @@ def questions(
     lost = _lost_at_two(by_batch)
 
     def own_rates(a, b):
-        """Method a beside b at their own rates, in words."""
+        """Method a against b at their own rates, in words."""
         found = beside(tuned, a, b)
         if found is not None:
             against = f"{points(found[0])} points against {present.short(b)}"
@@ -439,7 +439,7 @@ def questions(
     after = _means(behind, _as_long(curves["BN"], behind))
     ask(
         "Before or after the ReLU?",
-        f"BN behind the ReLU: {points(after)} points of {measure(behind[0])} against BN before it, {len(behind)} seeds "
+        f"BN after the ReLU: {points(after)} points of {measure(behind[0])} against BN before it, {len(behind)} seeds "
         f"({_TOLD[told(after)]}).",
         "[Table](#tbl-arms)",
     )
@@ -489,9 +489,9 @@ def questions(
     )
     ask(
         "Can BN work with a batch of one or two?",
-        f"Behind a dense layer it {'gives' if laws_held else 'ought to give'} β for one image, and for two (but for "
-        "ε) a sign: no gradient passes to the layers before it. Behind a convolution positions are "
-        f"averaged too: at two images BN loses {_points(lost['BN'])} against its best size of a batch, behind the "
+        f"After a dense layer it {'gives' if laws_held else 'ought to give'} β for one image, and for two (up to ε) "
+        "only the sign of their difference: no gradient reaches the layers before it. After a convolution, positions "
+        f"are averaged too: at two images BN loses {_points(lost['BN'])} against its best batch size, after the "
         f"dense layer {_points(lost['BN, dense'])}.",
         "[Figure](#fig-batch)",
     )
@@ -530,7 +530,7 @@ def questions(
     )
     ask(
         "Which axes for LN on images?",
-        f"LN over channels beside LN over the whole image, each at its best rate: {own_rates('LN-C', 'LN')}.",
+        f"LN over channels against LN over the whole image, each at its best rate: {own_rates('LN-C', 'LN')}.",
         "[Table](#tbl-methods-measured)",
     )
     ask(
@@ -581,15 +581,15 @@ _TOLD = {
     "higher": "higher",
     "lower": "lower",
     "alike": f"alike within {100 * findings.SMALLEST:g} points",
-    "not told apart": "not told apart",
+    "no clear difference": "no clear difference",
 }
 
 
 def arms_table(curves, arms):
-    """Each of `mechanisms.arms` beside the normalization that it changes, and beside none, at the common rate.
+    """Each of `mechanisms.arms` against the normalization that it changes, and against none, at the common rate.
 
     Returns:
-        DataFrame with columns arm, "beside the whole" and "beside plain" (points of mean accuracy), "at the end, %"
+        DataFrame with columns arm, "against the whole" and "against plain" (points of mean accuracy), "at the end, %"
         (test accuracy) and verdict.
     """
     rows = []
@@ -599,8 +599,8 @@ def arms_table(curves, arms):
         rows.append(
             {
                 "arm": arm,
-                "beside the whole": f"{whole}: {points(against[whole])}",
-                "beside plain": points(against["none"]),
+                "against the whole": f"{whole}: {points(against[whole])}",
+                "against plain": points(against["none"]),
                 "at the end, %": 100 * float(np.mean([h.accuracy[-1] for h in histories])),
                 "verdict": f"{_TOLD[told(against[whole])]} ({whole}), {_TOLD[told(against['none'])]} (plain)",
             }
@@ -627,8 +627,8 @@ def why_sentence(curves, arms):
         start = f"Whether more than half of BN's gain is left with {least}, {len(noisy)} seeds do not tell"
     shares = "; ".join(f"{arm} {_whole(of.mean / gain.mean)}" for arm, of in left.items())
     return (
-        f"{start}. Of its {points(gain)} points of {measure(noisy[0])} over plain, so much is left: {shares}. What "
-        "normalizing itself does was not taken away."
+        f"{start}. Of its {points(gain)} points of {measure(noisy[0])} above plain, this much remains: {shares}. The "
+        "effect of normalizing itself was not removed."
     )
 
 
@@ -646,7 +646,7 @@ def arms_message(table, of):
         table: of `arms_table`.
         of: what is measured, of `measure`.
     """
-    beside = table.set_index("arm")["beside the whole"]
+    beside = table.set_index("arm")["against the whole"]
     changes = [
         f"{beside[f'{method}, statistics detached'].removeprefix(f'{method}: ')} points with {method}"
         for method in ("BN", "LN")
@@ -676,7 +676,7 @@ def penalty_message(frame):
     theirs = last.loc["TensorFlow's"]
     gap = abs(theirs.loss / last.loss["plain formula"] - 1)
     return (
-        f"After {int(frame.step.max())} steps with a gradient penalty, TensorFlow's LN leaves weights "
-        f"{100 * theirs.apart:.2g} % of their way from those of the plain formula, the own one "
-        f"{scientific(100 * last.apart['own'])} %; the last loss differs by {100 * gap:.2g} %."
+        f"After {int(frame.step.max())} steps with a gradient penalty, the weights differ from the plain formula's by "
+        f"{100 * theirs.apart:.2g} % of their motion with TensorFlow's LN, with ours by "
+        f"{scientific(100 * last.apart['own'])} %; TensorFlow's last loss differs by {100 * gap:.2g} %."
     )

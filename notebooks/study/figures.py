@@ -179,10 +179,10 @@ def _methods_and_controls(frame):
 
 
 def batch_curves(frame):
-    """Accuracy on the held-out images by the size of the batch, normalized behind the convolution or a dense layer."""
+    """Accuracy on the held-out images by the size of the batch, normalized after the convolution or a dense layer."""
     figure, panels = plt.subplots(1, 2, figsize=(WIDE, 3.0), sharey=True)
     dense = frame.method.str.endswith(", dense")
-    titles = ("behind the convolution", "behind the dense layer")
+    titles = ("after the convolution", "after the dense layer")
     for axes, rows, title in zip(panels, (frame[~dense], frame[dense]), titles, strict=True):
         for method, of_method in rows.groupby("method", sort=False):
             method = method.removesuffix(", dense")

@@ -17,13 +17,13 @@ SMOOTHER = 0.8  # of a range of the loss without normalization: a smaller one is
 
 def told(difference):
     """What (mean, low, high, ...) of a paired difference of accuracies says: 'higher' or 'lower' if the interval leaves
-    zero out and the mean is at least SMALLEST; 'alike' if the interval lies within SMALLEST; else 'not told apart'."""
+    zero out and the mean is at least SMALLEST; 'alike' if it lies within SMALLEST; else 'no clear difference'."""
     mean, low, high = difference[:3]
     if low > 0 and mean >= SMALLEST:
         return "higher"
     if high < 0 and mean <= -SMALLEST:
         return "lower"
-    return "alike" if -SMALLEST < low <= high < SMALLEST else "not told apart"
+    return "alike" if -SMALLEST < low <= high < SMALLEST else "no clear difference"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Comparison:
 
     @property
     def verdict(self):
-        """'faster', 'slower', 'as fast' or 'not told apart': see `told`."""
+        """'faster', 'slower', 'as fast' or 'no clear difference': see `told`."""
         words = {"higher": "faster", "lower": "slower", "alike": "as fast"}
-        return words.get(told(self.gain), "not told apart")
+        return words.get(told(self.gain), "no clear difference")
 
     @property
     def saved(self):
@@ -68,10 +68,10 @@ class Comparison:
     @property
     def message(self):
         """The caption's first sentence."""
-        at = f"at the learning rate {self.rate:g}"
-        if self.verdict == "not told apart":
+        at = f"at a learning rate of {self.rate:g}"
+        if self.verdict == "no clear difference":
             both = present.words(self.name_a, self.name_b)
-            return f"{self.seeds} seeds do not tell the speeds of training {both} apart, {at}."
+            return f"{_upper(at)}, {self.seeds} seeds do not separate the speeds of training {both}."
         with_a, with_b = present.words(self.name_a), present.words(self.name_b)
         if self.verdict == "as fast":
             return f"{_upper(at)}, the network learns as fast {with_a} as {with_b}, within {100 * SMALLEST:g} points."
@@ -231,14 +231,15 @@ def shares_message(table):
         opposed = parts.share.idxmin()
         if share > CANCELS:
             both = f"{cause} {signed(parts.difference[cause], 4)}, {opposed} {signed(parts.difference[opposed], 4)}"
-            told.append(f"{what} is left of larger ones ({both})")
+            told.append(f"{what} is the remainder of larger, opposing ones ({both})")
             continue
-        against = f", {opposed} against it" if share > 1.005 else ""
-        text = f"{_share(share)} of {what} comes from {cause.replace(original.INTERACTION, 'several at once')}{against}"
+        against = f", partly offset by {opposed}" if share > 1.005 else ""
+        together = cause.replace(original.INTERACTION, "several causes together")
+        text = f"{_share(share)} of {what} comes from {together}{against}"
         if cause == original.INTERACTION:
             most = _share(parts.share.drop(cause).abs().max())
             left = parts.without.dropna().sort_values(key=abs)
-            text += f" (one alone at most {most}; without {left.index[0]}, {_left(left.iloc[0])} is left)"
+            text += f" (each alone at most {most}; without {left.index[0]}, {_left(left.iloc[0])} is left)"
         told.append(text)
     return f"{_upper('; '.join(told))}."
 
@@ -302,9 +303,11 @@ def drift_message(drifts, as_in_2019):
         )
         for d in (as_in_2019, drifts[NO_FAULT])
     )
-    told = f"TensorFlow's mean minus own ends at {before} with the faults of 2019, and at {after} paired properly"
+    told = (
+        f"TensorFlow's mean minus own ends at {before} with the faults of 2019, and at {after} without them"
+    )
     if is_round_off(drifts) and final_drift(as_in_2019) > STANDS_OUT * final_drift(drifts[NO_FAULT]):
-        return f"The drift is none of the layers' own: {told}."
+        return f"The drift is not due to the layers: {told}."
     return f"{_upper(told)}."
 
 
@@ -324,10 +327,10 @@ def same_sentence(method, apart):
     same = apart["float64"] <= 1e-12 and apart["float32"] <= 2 * _band(apart)
     verdict = "Nothing but" if same else "More than"
     return (
-        f"{verdict} rounding separates own {method} from TensorFlow's in training. After {apart['steps']} paired steps "
-        f"no weight differs by more than {scientific(apart['float64'])} in float64. In float32 they end "
-        f"{scientific(apart['float32'])} apart; rounding alone takes TensorFlow's layer this far from itself: "
-        f"{scientific(apart['twin'])} if one weight starts one unit in the last place higher, "
+        f"{verdict} rounding separates our {method} from TensorFlow's in training. After {apart['steps']} paired steps "
+        f"no weight differs by more than {scientific(apart['float64'])} in float64. In float32 the largest difference "
+        f"is {scientific(apart['float32'])}; rounding alone moves TensorFlow's layer away from itself by "
+        f"{scientific(apart['twin'])} if one weight starts one unit in the last place higher, and by "
         f"{scientific(apart['rounding'])} if the training is in float64."
     )
 
@@ -399,14 +402,14 @@ def exactness_message(method, errors):
         present.number(f"{method.lower()}.one_call.{quantity}.times_less_exact", value)
     worst, best = times.idxmax(), times.idxmin()
     told = [
-        f"TensorFlow's {method} is {value:.2g} times less exact than the own one in {quantity}"
+        f"TensorFlow's {method} is {value:.2g} times less exact than ours in {quantity}"
         if value > 2
-        else f"the own {method} is {1 / value:.2g} times less exact than TensorFlow's in {quantity}"
+        else f"our {method} is {1 / value:.2g} times less exact than TensorFlow's in {quantity}"
         for quantity, value in {worst: times[worst], best: times[best]}.items()
         if value > 2 or value < 0.5
     ]
     if not told:
-        return f"In float32 own and TensorFlow's {method} are equally exact, within a factor of two."
+        return f"In float32 our {method} and TensorFlow's are equally exact, within a factor of two."
     return f"In float32 {' and '.join(told)}."
 
 
@@ -425,7 +428,7 @@ def reason_message(table, steps):
     whole, accuracy = rows.iloc[-1], rows.difference.iloc[:-1]
     effects = rows.difference[rows.without.notna()]  # of what could be mended
     most = effects.abs().idxmax()
-    alone = f"{most} alone makes {signed(100 * effects[most])} points"
+    alone = f"{most} alone accounts for {signed(100 * effects[most])} points"
     trained = (
         "As trained in 2019"
         if steps == original.STEPS
@@ -437,13 +440,13 @@ def reason_message(table, steps):
             f"{signed(100 * whole.low)} to {signed(100 * whole.high)} points); {alone}."
         )
     if whole.difference > -0.001:
-        return f"{trained}, TensorFlow's layer does not end lower than the own one here."
+        return f"{trained}, TensorFlow's layer does not end lower than the study's own here."
     ends = f"{trained}, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower"
     cause = accuracy.idxmin()
     if cause == original.INTERACTION:
         needed = rows.without.abs().idxmin()
         left = f"without {needed} {signed(100 * rows.without[needed])} points are left"
-        return f"{ends} than the own one by what the differences do together: {left}."
+        return f"{ends} than the study's own, because the differences interact: {left}."
     # A cause is named only if with every seed it makes more than any other with any seed.
     rival = rows.low.iloc[:-1].drop(cause).idxmin()
     if rows.high[cause] >= rows.low[rival]:
@@ -452,7 +455,7 @@ def reason_message(table, steps):
             for name in (cause, rival)
         ]
         return f"{ends}, most of it due to {' or '.join(told)}, depending on the seed."
-    return f"{ends} than the own one, {_share(accuracy[cause] / whole.difference)} of it due to {cause}."
+    return f"{ends} than the study's own, {_share(accuracy[cause] / whole.difference)} of it due to {cause}."
 
 
 def reason_sentence(table, dataset, steps):
@@ -494,9 +497,9 @@ class Ranking:
     def message(self):
         """The caption's first sentence of the curves."""
         faster = [c.name_a for c in self._by_speed if c.verdict == "faster"]
-        at, plain = f"At the learning rate {self._by_speed[0].rate:g}", present.words(self.baseline)
+        at, plain = f"At a learning rate of {self._by_speed[0].rate:g}", present.words(self.baseline)
         if not faster:
-            return f"{at}, with no method does the network learn clearly faster than {plain}."
+            return f"{at}, no method makes the network learn clearly faster than {plain}."
         return f"{at}, the network learns faster {present.words(*faster)} than {plain}."
 
     @property
@@ -546,9 +549,9 @@ class Ranking:
                 "get there (median over the seeds)"
             )
         return (
-            f"To the final accuracy {present.words(self.baseline)}: {'; '.join(parts)}. With BN and LN the gradient "
-            "loses what only shifts or stretches the activations, with WN what only lengthens a weight vector; whether "
-            "that is the cause of a gain, this comparison does not test."
+            f"To reach the final accuracy {present.words(self.baseline)}: {'; '.join(parts)}. With BN and LN the "
+            "gradient loses what only shifts or stretches the activations, with WN what only lengthens a weight "
+            "vector; this comparison does not test whether that causes a gain."
         )
 
     def table(self):
@@ -622,10 +625,10 @@ def start_message(frame, rates):
         present.number(f"start.{_key(method)}.spread", of.spread[method])
     bn, none, limited = of.loc["BN"], of.loc["none"], rates["BN, both"] > rates["BN"]
     return (
-        f"Before training, the input of the hidden units spreads by {none.spread:.1f} without normalization and "
-        f"{bn.spread:.1f} with BN (loss: {none.loss:.1f} and {bn.loss:.1f} nats). Behind the dense layer too, BN's "
-        f"best rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: {rates['none']:.2g}), "
-        f"{'as' if limited else 'not as'} if the large start limited it (which was not changed alone)."
+        f"Before training, the hidden units' input has a deviation of {none.spread:.1f} without normalization and "
+        f"{bn.spread:.1f} with BN (loss: {none.loss:.1f} and {bn.loss:.1f} nats). With BN after the dense layer too, "
+        f"its best rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: {rates['none']:.2g}), "
+        f"{'as' if limited else 'not as'} if the large start limited it (this was not varied alone)."
     )
 
 
@@ -680,15 +683,18 @@ def hypotheses(curves):
 
 
 def placement_sentence(tuned):
-    """What becomes of BN where it stands behind the dense layer too, all compared after as many steps."""
+    """What becomes of BN where it follows the dense layer too, all compared after as many steps."""
     found = {m: beside(tuned, "BN, both", m) for m in ("BN", "none")}
     if any(of is None for of in found.values()):
         return "Whether it matters where BN stands is not settled here."
-    compared = [f"{points(d)} points {_BESIDE[told(d)]} {present.short(m)}" for m, (d, _) in found.items()]
+    compared = [
+        f"from {present.short(m)} by {points(d)} points{' (no clear difference)' * (told(d) == 'no clear difference')}"
+        for m, (d, _) in found.items()
+    ]
     (difference, step), *_ = found.values()
     return (
-        f"BN behind the dense layer too, after {step:,} steps with {difference.pairs} seeds, each at its own rate: "
-        f"{' and '.join(compared)} in held-out accuracy."
+        f"With BN after the dense layer too, the held-out accuracy at step {step:,} ({difference.pairs} seeds, each at "
+        f"its own rate) differs {' and '.join(compared)}."
     )
 
 
@@ -701,7 +707,9 @@ def _direction(a, b, measure, difference):
 def _no_direction(a, b, measure, difference):
     if told(difference) != "alike":
         return (
-            "not told apart" if _testable(difference.pairs) else f"not testable with {difference.pairs} seeds"
+            "no clear difference"
+            if _testable(difference.pairs)
+            else f"not testable with {difference.pairs} seeds"
         )
     how = "trains as fast" if measure == SPEED else "ends as high"
     return f"{a} {how} as {present.short(b)}, within {100 * SMALLEST:g} points"
@@ -739,12 +747,14 @@ def hypotheses_sentence(table, tuned):
 
 
 def tuned_message(tuned):
-    """The caption's first sentence of the curves at the methods' own rates: each beside plain (see `beside_none`)."""
+    """The caption's first sentence of the curves at the methods' own rates: each against plain (see `beside_none`)."""
     sides = {}
     for method in tuned:
         if method != "none":
             sides.setdefault(beside_none(tuned, method), []).append(method)
-    return f"Beside plain at its own rate: {'; '.join(f'{_list(names)} {side}' for side, names in sides.items())}."
+    return (
+        f"Against plain, each at its own rate: {'; '.join(f'{s} for {_list(m)}' for s, m in sides.items())}."
+    )
 
 
 def _sides(table):
@@ -754,7 +764,9 @@ def _sides(table):
         a, b = row["hypothesis"].partition(": ")[2].partition(", ")[0].split(" against ")
         untestable = row["verdict"].startswith("not testable")
         side = f"{a} against {b} is {row['verdict']}" if untestable else row["verdict"]
-        told_of.append(side.replace("not told apart", f"{a} is not told apart from {b}"))
+        told_of.append(
+            side.replace("no clear difference", f"there is no clear difference between {a} and {b}")
+        )
     return told_of
 
 
@@ -768,11 +780,11 @@ def batch_message(frame):
                 lost[method] = float(of.max() - of[size])
                 present.number(f"{_key(method)}.lost_at_batch_{size}", lost[method], unit="fraction")
         worst = max(lost, key=lost.get)
-        told_of.append(f"{present.words(worst)}, {100 * lost[worst]:.1f} points")
+        told_of.append(f"{100 * lost[worst]:.1f} points ({present.short(worst)})")
     small, large = told_of
     return (
-        f"With {frame['size'].min()} images in a batch the network loses most {small} against its best size; with "
-        f"{frame['size'].max()}, {large}."
+        f"With {frame['size'].min()} images per batch, the largest loss from a method's best size is {small}; with "
+        f"{frame['size'].max()}, it is {large}."
     )
 
 
@@ -781,7 +793,7 @@ def rates_of_sizes(plan, frame):
     if len(plan.around) == 1:
         return "at the rate in proportion to the batch"
     return (
-        "at the best of a grid of rates around the one in proportion to the batch, chosen with the first seed; "
+        "at the best of a grid of rates around the method's best, scaled with the batch, chosen with the first seed; "
         f"{frame['at the edge'].sum()} of {len(frame)} best rates are at their grid's edge"
     )
 
@@ -791,7 +803,7 @@ def when_sentence(frame):
     run of either learnt next to nothing says only that its rates did not fit, and is named apart."""
     cells = frame.set_index(["method", "size"])
     above, collapsed = {"LN": {}, "BN": {}}, []
-    for place, suffix in (("behind the convolution", ""), ("behind the dense layer", ", dense")):
+    for place, suffix in (("after the convolution", ""), ("after the dense layer", ", dense")):
         for size in sorted(frame["size"][frame.method == "BN" + suffix]):
             ln, bn = (cells.loc[(method + suffix, size)] for method in ("LN", "BN"))
             if ln.collapsed or bn.collapsed:
@@ -807,22 +819,22 @@ def when_sentence(frame):
         f"{method} is better than {other} with batches of "
         + " and of ".join(f"{_list(sizes)} images {place}" for place, sizes in above[method].items())
         if above[method]
-        else f"{method} is better than {other} at no size of the batch that was tried"
+        else f"{method} is better than {other} at no batch size tried"
         for method, other in (("LN", "BN"), ("BN", "LN"))
     ]
     seeds = int(frame.seeds[frame.method == "BN"].min())
-    told_of = " and ".join(sides)
+    told_of = ", and ".join(sides)
     if not any(above.values()):
         told_of = (
-            "Neither LN nor BN is better than the other at any size of the batch that was tried"
+            "Neither LN nor BN is better than the other at any batch size tried"
             if seeds > 1
-            else "One seed does not tell LN and BN apart at any size of the batch"
+            else "One seed does not tell LN and BN apart at any batch size"
         )
     apart = f" Not counted, since a run learnt next to nothing: {_list(collapsed)}." if collapsed else ""
-    alone = f" ({seeds} seeds; what is not named is not told apart.)" if seeds > 1 else ""
+    alone = f" ({seeds} seeds; at other sizes, no clear difference.)" if seeds > 1 else ""
     return (
-        f"{told_of}.{apart}{alone} Under LN an image has statistics of its own; under BN it shares the "
-        "batch's, and behind a dense layer a batch has a single value for each image."
+        f"{told_of}.{apart}{alone} Under LN each image has its own statistics; under BN it shares the "
+        "batch's, and after a dense layer a batch holds a single value per image."
     )
 
 
@@ -918,11 +930,11 @@ def beside(tuned, a, b):
 
 
 def beside_none(tuned, method):
-    """The verdict on a method beside none, at their own best rates."""
+    """The verdict on a method against none, at their own best rates."""
     if method == "none":
         return "the baseline"
     if method not in tuned:
-        return "search alone"
+        return "search only"
     if lost := collapsed(tuned[method]):
         return f"{lost} of {len(tuned[method])} runs collapsed"
     found = beside(tuned, method, "none")
@@ -968,7 +980,7 @@ def equivalence_message(table, seeds):
     counts = table.verdict.value_counts()
     words = {"holds": "equivalent", "fails": "different", "not settled": "not settled"}
     told = ", ".join(f"{counts[v]} {word}" for v, word in words.items() if counts.get(v))
-    return f"Own against TensorFlow's layers over {len(seeds)} seeds, margin {100 * MARGIN:g} point: {told}."
+    return f"Our layers against TensorFlow's over {len(seeds)} seeds, margin {100 * MARGIN:g} point: {told}."
 
 
 # --- exact facts and mechanisms ------------------------------------------------------------------------------------
@@ -986,8 +998,8 @@ def laws_sentence(held, count, agree, fields):
     """The exact facts in one sentence."""
     told = "All" if held == count else f"{held} of"
     return (
-        f"{told} {count} exact facts hold to round-off in float64, and {agree} of {fields} fields of the table of "
-        "invariances are as theory says for convolutions."
+        f"{told} {count} exact facts hold up to round-off in float64, and {agree} of {fields} entries in the table of "
+        "invariances agree with theory for convolutions."
     )
 
 
@@ -1050,7 +1062,7 @@ def conservation_verdicts(frames):
         (
             "length",
             "growth",
-            "the squared lengths, beside each step's own square and ε's share",
+            "the squared lengths, apart from each step's own square and ε's share",
             tuple(frames),
         ),
     ]
@@ -1099,8 +1111,8 @@ def landscape_message(frame):
         present.number(f"{_key(method)}.loss_range", value, unit="nats")
     steadier = [m for m in ranges.index if m != "none" and ranges[m] < SMOOTHER * ranges["none"]]
     told_of = ", ".join(f"{value:.2f} {present.words(m)}" for m, value in ranges.items())
-    return f"Along a step the loss ranges over {told_of} nats (medians of one seed): " + (
-        f"less {present.words(*steadier)}." if steadier else "none of them makes that clearly smaller."
+    return f"Along a step, the range of the loss in nats is {told_of} (medians of one seed): " + (
+        f"less {present.words(*steadier)}." if steadier else "no method makes it clearly smaller."
     )
 
 
@@ -1112,7 +1124,7 @@ def percentile_message(frame):
         present.number(f"sigmoid.{_key(method)}.accuracy", rows.accuracy.iloc[-1], unit="fraction")
     last = frame.groupby("method").accuracy.last()
     return (
-        f"The median input of a deep unit wanders over {moved['none']:.2f} without BN and {moved['BN']:.2f} with BN; "
+        f"The median input of a deep unit has a range of {moved['none']:.2f} without BN and {moved['BN']:.2f} with BN; "
         f"the network ends at {100 * last['none']:.0f} % and {100 * last['BN']:.0f} %."
     )
 
@@ -1160,8 +1172,8 @@ def band_message(table):
     explained, most = int((beyond.float32 <= 2 * beyond.rounding).sum()), beyond.loc[beyond.bands.idxmax()]
     return (
         f"{len(beyond)} of the {len(roundoff)} differences that are round-off are more than twice the band, at most "
-        f"{float(f'{most.bands:.1e}'):,.0f} times ({most.layer}: {most.mechanism}); in {explained} of {len(beyond)} "
-        "rounding moves one of the pair itself as far."
+        f"{float(f'{most.bands:.1e}'):,.0f} times ({most.layer}: {most.mechanism}); in {explained} of {len(beyond)}, "
+        "rounding alone moves one of the two networks as far."
     )
 
 
@@ -1177,11 +1189,13 @@ def second_derivative_message(table):
     """The caption's first sentence on second derivatives."""
     theirs, ours = table["TensorFlow's"].max(), table["own"].max()
     if theirs <= 1e-6:
-        return f"TensorFlow's second derivatives are right to {scientific(theirs)}, the own ones to {scientific(ours)}."
+        return (
+            f"TensorFlow's second derivatives are right to {scientific(theirs)}, ours to {scientific(ours)}."
+        )
     wrong = _list([f"{100 * e:.2g} % ({m})" for m, e in zip(table.layer, table["TensorFlow's"], strict=True)])
     return (
-        f"Along a direction in which all values shift, TensorFlow's second derivatives are wrong by {wrong}, the own "
-        f"ones by at most {scientific(ours)}."
+        f"Along a direction in which all values shift, TensorFlow's second derivatives are wrong by {wrong}, ours "
+        f"by at most {scientific(ours)}."
     )
 
 
@@ -1199,9 +1213,9 @@ def claims(profile, seeds):
         )
     return (
         f"{len(HYPOTHESES)} comparisons are tested, over {len(seeds)} seeds with Holm's correction. Elsewhere a "
-        "method is called higher, lower or faster where the 95 % interval of its difference leaves out zero and that "
-        f"is at least {100 * SMALLEST:g} points, over {min(len(seeds), tuning.FEWER)} seeds or more and without a "
-        "correction: of twenty comparisons without a true difference one may be called so."
+        "method is called higher, lower or faster if the 95 % interval of its difference excludes zero and the mean is "
+        f"at least {100 * SMALLEST:g} points, over at least {min(len(seeds), tuning.FEWER)} seeds and without "
+        "correction: of twenty comparisons with no true difference, one may be so called by chance."
     )
 
 
@@ -1228,16 +1242,10 @@ def _power(value):
     return f"{value:.0e}".replace("e-0", "e-")
 
 
-_BESIDE = {
-    "higher": "above",
-    "lower": "below",
-    "alike": "beside",
-    "not told apart": "(not told apart) beside",
-}
 _WHETHER = {
     "higher": "above",
     "alike": f"within {100 * SMALLEST:g} points of",
-    "not told apart": f"but not surely by {100 * SMALLEST:g} points above",
+    "no clear difference": f"but not surely by {100 * SMALLEST:g} points above",
 }
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -264,7 +264,7 @@ def weight_normalization_is_bn_on_whitened_inputs(case):
 
 
 @law(
-    "I8: BN folds exactly into the convolution before it, also with 'same' padding; not into a padded one behind it"
+    "I8: BN folds exactly into the convolution before it, also with 'same' padding; not into a padded one after it"
 )
 def folding_is_exact(case):
     model = keras.Sequential(

@@ -51,9 +51,9 @@ LOOKS = {
 
 # A method at another place ("BN, dense") has the method's colour, the place's dashes and a hollow marker.
 PLACES = {
-    "dense": ((1, 2), "behind the dense layer"),
-    "both": ((4, 1.5), "behind both layers"),
-    "after ReLU": ((8, 1.5, 2, 1.5), "behind the ReLU"),
+    "dense": ((1, 2), "after the dense layer"),
+    "both": ((4, 1.5), "after both layers"),
+    "after ReLU": ((8, 1.5, 2, 1.5), "after the ReLU"),
 }
 
 # What is not a method has greys, and dashes and markers of an order: faults, axes, kinds of statistics.
