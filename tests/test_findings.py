@@ -389,7 +389,7 @@ def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
     told = (
-        "90 % of the difference in γ (+1.0000) comes from several causes together (each alone at most 10 %; without b, "
+        "90 % of the difference in γ (+1.0000) comes from several together (each alone at most 10 %; without b, "
         "nothing is left)."
     )
     assert findings.shares_message(table) == told

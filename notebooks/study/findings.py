@@ -234,7 +234,7 @@ def shares_message(table):
             told.append(f"{what} is the remainder of larger, opposing ones ({both})")
             continue
         against = f", partly offset by {opposed}" if share > 1.005 else ""
-        together = cause.replace(original.INTERACTION, "several causes together")
+        together = cause.replace(original.INTERACTION, "several together")
         text = f"{_share(share)} of {what} comes from {together}{against}"
         if cause == original.INTERACTION:
             most = _share(parts.share.drop(cause).abs().max())
@@ -793,7 +793,7 @@ def rates_of_sizes(plan, frame):
     if len(plan.around) == 1:
         return "at the rate in proportion to the batch"
     return (
-        "at the best of a grid of rates around the method's best, scaled with the batch, chosen with the first seed; "
+        "at the best rate of a grid around the method's own, scaled with the batch, chosen with the first seed; "
         f"{frame['at the edge'].sum()} of {len(frame)} best rates are at their grid's edge"
     )
 
