@@ -85,7 +85,7 @@ def standardize(
 
     Args:
         x: floating-point tensor.
-        axes: tuple of non-negative ints, the averaged axes.
+        axes: tuple of ints, the averaged axes.
         epsilon: added to the variance, in the squared unit of x.
         center: whether the mean is taken out. Default True.
         gamma, beta: scale and shift. Default None: 1 and 0.
@@ -99,9 +99,8 @@ def standardize(
 
     Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), Algorithm 1 and the gradients below it.
     """
-    plan = _Plan(
-        tuple(axes), float(epsilon), center, groups, gamma is not None, beta is not None, mask, all_reduce
-    )
+    axes = tuple(sorted(axis % x.shape.rank for axis in axes))
+    plan = _Plan(axes, float(epsilon), center, groups, gamma is not None, beta is not None, mask, all_reduce)
     run = functools.partial(_run, plan)
     if mask is not None:
         x = _countable(x, mask)
@@ -110,17 +109,20 @@ def standardize(
     def forward(x, *parameters):
         y, *statistics = run(_standardize, x, *parameters)
 
-        def gradients(dy, *inputs):
-            return run(_standardize_gradients, dy, *statistics, *inputs)
+        def gradients(*tensors):
+            tensors = [tf.identity(t) for t in tensors]  # of this graph, so that later graphs can reach them
+            dy, *inputs = tensors
 
-        def plain_gradients(dy, *inputs):  # the same, with the statistics as functions of x
-            statistics = _standardize(plan, *inputs)[1:]
-            return _standardize_gradients(plan, dy, *statistics, *inputs)
+            def grad(*upstream):  # TensorFlow's own derivative of the same two kernels, for second order
+                with tf.GradientTape() as tape:
+                    tape.watch(tensors)
+                    statistics = _standardize(plan, *inputs)[1:]  # here functions of x
+                    outputs = _standardize_gradients(plan, dy, *statistics, *inputs)
+                return tape.gradient(outputs, tensors, upstream, "zero")
 
-        def grad(dy, *_):
-            return _differentiable(gradients, plain_gradients)(dy, x, *parameters)
+            return run(_standardize_gradients, dy, *statistics, *inputs), grad
 
-        return (y, *statistics), grad
+        return (y, *statistics), lambda dy, *_: tf.custom_gradient(gradients)(dy, x, *parameters)
 
     y, origin, residue, variance, count = forward(x, *(p for p in (gamma, beta) if p is not None))
     statistics = origin + residue, variance
@@ -155,10 +157,7 @@ class _Plan(typing.NamedTuple):
 def _standardize(plan, x, *parameters):
     """The forward kernel: y, and the statistics. The mean comes in two parts: their sum is more exact than a float."""
     x_wide, count = _widen(x), _count(plan, x)
-    if plan.center:
-        deviation, origin, residue = _centre(plan, x_wide, count)
-    else:
-        deviation, origin, residue = x_wide, *(2 * [tf.zeros([1] * x.shape.rank, x_wide.dtype)])
+    deviation, origin, residue = _centre(plan, x_wide, count)
     variance = _mean(plan, tf.square(deviation), count)
     y = _scale_and_shift(plan, deviation * tf.math.rsqrt(variance + plan.epsilon), parameters)
     return tf.cast(y, x.dtype), origin, residue, variance, count
@@ -177,10 +176,6 @@ def _scale_and_shift(plan, x_hat, parameters):
 
 def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *parameters):
     """The backward kernel: dx, then dgamma and dbeta if there are such. Only x and the statistics were kept."""
-
-    def average(sums):
-        return _combine(plan, sums) / tf.maximum(count, 1.0)
-
     inv_std = tf.math.rsqrt(variance + plan.epsilon)
     x_hat = (_widen(x) - origin - residue) * inv_std
     dy = _widen(dy)
@@ -190,21 +185,21 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     # What the output cannot express: a shift of the averaged set, and a change of its length.
     if all(p.shape[axis] == 1 for p in (gamma, *parameters) for axis in plan.axes):
         sum_dy, sum_dy_x_hat = _sum(plan, dy, plan.axes), _sum(plan, dy_x_hat, plan.axes, computed=True)
-        along_one, along_x_hat = average(gamma * sum_dy), average(gamma * sum_dy_x_hat)
-    else:
+        sums = gamma * sum_dy, gamma * sum_dy_x_hat
+    else:  # a parameter varies along these axes: its gradient needs what is not summed yet
         sum_dy, sum_dy_x_hat = dy, dy_x_hat
-        along_one, along_x_hat = (average(_dot(plan, t, gamma)) for t in (dy, dy_x_hat))
+        sums = _dot(plan, dy, gamma), _dot(plan, dy_x_hat, gamma)
+    along_one, along_x_hat = (_combine(plan, t) / tf.maximum(count, 1.0) for t in sums)
     inexpressible = along_one + x_hat * along_x_hat if plan.center else x_hat * along_x_hat
     if plan.mask is not None:
         inexpressible = tf.where(plan.mask, inexpressible, 0.0)
 
     gradients = [tf.cast(inv_std * (gamma * dy - inexpressible), x.dtype)]
-    for wanted, gradient in ((plan.scale, sum_dy_x_hat), (plan.shift, sum_dy)):
-        if wanted:
-            parameter = parameters[len(gradients) - 1]
-            broadcast = tuple(axis for axis, size in enumerate(parameter.shape) if size == 1)
-            summed = _sum(plan, gradient, broadcast, computed=gradient is dy_x_hat)
-            gradients.append(tf.cast(summed, parameter.dtype))
+    summands = [t for given, t in ((plan.scale, sum_dy_x_hat), (plan.shift, sum_dy)) if given]
+    for parameter, t in zip(parameters, summands, strict=True):
+        broadcast = tuple(axis for axis, size in enumerate(parameter.shape) if size == 1)
+        gradient = _sum(plan, t, broadcast, computed=t is dy_x_hat)
+        gradients.append(tf.cast(gradient, parameter.dtype))
     return gradients
 
 
@@ -225,25 +220,21 @@ def _count(plan, x):
     dtype = _wide(x.dtype)
     if plan.mask is not None:
         return _combine(plan, _sum(plan, tf.cast(plan.mask, dtype), plan.axes))
-    sizes = [x.shape[axis] for axis in plan.axes]
+    sizes = [x.shape[axis] or tf.cast(tf.shape(x)[axis], dtype) for axis in plan.axes]
     if plan.groups:
         sizes.append(x.shape[plan.groups[0]] // plan.groups[1])
-    known = math.prod(size for size in sizes if size is not None)
-    count = tf.constant(known, dtype)
-    for axis in plan.axes:
-        if x.shape[axis] is None:
-            count *= tf.cast(tf.shape(x)[axis], dtype)
+    count = tf.convert_to_tensor(math.prod(sizes), dtype)
     return count if plan.all_reduce is None else plan.all_reduce(count)
 
 
 def _centre(plan, x, count):
     """Deviations from the mean, and the mean in two parts: a value near it, and what is left to it."""
-    long = (
-        len(plan.axes) == 1 and (x.shape[plan.axes[0]] or LONG) >= LONG
-    )  # its first element may lie anywhere
-    origin = tf.stop_gradient(
-        _near_the_mean(plan, x) if plan.compilable and not long else _mean(plan, x, count)
-    )
+    if not plan.center:
+        zero = tf.zeros([1] * x.shape.rank, x.dtype)
+        return x, zero, zero
+    long = len(plan.axes) == 1 and (x.shape[plan.axes[0]] or LONG) >= LONG  # its first element may be far off
+    origin = _near_the_mean(plan, x) if plan.compilable and not long else _mean(plan, x, count)
+    origin = tf.stop_gradient(origin)
     residue = _mean(plan, x - origin, count)
     return (x - origin) - residue, origin, residue
 
@@ -277,17 +268,18 @@ def _pool(t, axis, groups, reduce=tf.reduce_sum):
 
 
 def _sum(plan, t, axes, computed=False):
-    """Sum over the axes; of what is computed on the way, in the form that XLA's CPU compiler vectorizes.
+    """Sum over the axes. Small tensors are summed plainly, others in the form that XLA's CPU compiler vectorizes:
 
-    Sums along rows are fastest as a product with ones. The first axis (of long rows too) is summed by itself, last: two
-    short chains of additions round less than a long one. None of it pays for small tensors.
+    * what is `computed` on the way, and lies in no memory yet, is added up in slices first;
+    * along rows, the sum is a product with ones;
+    * of several axes the first is summed by itself, last: two short chains of additions round less than a long one.
     """
     if _is_small(t):
         sums = tf.reduce_sum(t, axes, keepdims=True)
-        return sums if plan.groups is None else _apart(sums)
+        return sums if plan.groups is None else _apart(sums)  # read twice: computed once
     if computed and plan.compilable:
         t = _add_slices(t, axes)
-    if _are_last(axes, t) and 8 <= (row := t.shape[-1] or 0) <= 4096:
+    if _are_last(axes, t) and 8 <= (row := t.shape[-1] or 0) <= LONG:
         t, axes = t @ tf.ones([row, 1], t.dtype), axes[:-1]
         if not axes:
             return t
@@ -319,7 +311,7 @@ def _apart(t):
 def _dot(plan, t, parameter):
     """Sum of t times a parameter over the averaged axes; as a matrix-vector product where both are rows."""
     axes = plan.axes
-    if not _are_last(axes, t) or parameter.shape[axes[0] :] != t.shape[axes[0] :]:
+    if not _are_last(axes, t) or tuple(parameter.shape) != (1,) * axes[0] + tuple(t.shape[axes[0] :]):
         return _sum(plan, t * parameter, axes, computed=True)
     sums = tf.reshape(t, [-1, parameter.shape.num_elements()]) @ tf.reshape(parameter, [-1, 1])
     return tf.reshape(sums, tf.concat([tf.shape(t)[: axes[0]], [1] * len(axes)], 0))
@@ -341,37 +333,16 @@ def _widen(t):
     return tf.cast(t, _wide(t.dtype))
 
 
-def _differentiable(fast, plain):
-    """`fast`, with the derivative of `plain`: how a backward pass gets its own derivative."""
-
-    @tf.custom_gradient
-    def function(*tensors):
-        tensors = [tf.identity(t) for t in tensors]  # of this graph, so that later graphs can reach them
-
-        def grad(*upstream):
-            with tf.GradientTape() as tape:
-                tape.watch(tensors)
-                outputs = plain(*tensors)
-            return tape.gradient(outputs, tensors, upstream, "zero")
-
-        return fast(*tensors), grad
-
-    return function
-
-
 def _run(plan, kernel, *tensors):
     """Run a kernel compiled where it is large, operation by operation where it is small or cannot be compiled ahead."""
-    x, run = tensors[0], functools.partial(kernel, plan)
+    plain = functools.partial(kernel, plan, *tensors)
     if not (plan.compilable and _may_be_compiled(plan, kernel, tensors)):
-        return run(*tensors)
-    size = x.shape.num_elements()
+        return plain()
+    size = tensors[0].shape.num_elements()
+    function = functools.partial(_function(kernel, plan, size is None or size >= COMPILE_FROM), *tensors)
     if size is None:
-        return tf.cond(
-            tf.size(x) >= COMPILE_FROM, lambda: _function(kernel, plan, True)(*tensors), lambda: run(*tensors)
-        )
-    if size >= COMPILE_FROM:
-        return _function(kernel, plan, True)(*tensors)
-    return (_function(kernel, plan, False) if tf.executing_eagerly() else run)(*tensors)
+        return tf.cond(tf.size(tensors[0]) >= COMPILE_FROM, function, plain)
+    return function() if size >= COMPILE_FROM or tf.executing_eagerly() else plain()
 
 
 @functools.cache
@@ -402,21 +373,26 @@ def weight_normalize(v, g, axes):
     $$ w = g \, u, \quad u = v / |v|, \qquad
        dv = \frac{g}{|v|} \bigl( dw - u \langle u, dw \rangle \bigr), \quad dg = \langle u, dw \rangle $$
 
-    Shapes: v any; g of v's rank, with the averaged axes at size 1; w like v.
+    Shapes: v any; g of v's rank, with the axes of a weight vector at size 1; w like v.
 
     Args:
         v: floating-point tensor, the directions.
         g: floating-point tensor, the lengths, in w's unit.
-        axes: tuple of non-negative ints: the axes that make up one weight vector.
+        axes: tuple of ints: the axes that make up one weight vector.
 
     Returns:
         w in v's dtype. A vector of length zero has no direction: its w and its dv are zero, never NaN.
 
-    Raises: TensorFlow's errors for an axis that v does not have, and for a g that does not broadcast.
+    Raises:
+        ValueError: a g of another shape.
 
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
     """
-    run = functools.partial(_run, _Plan(tuple(axes), scale=True))
+    axes = tuple(sorted(axis % len(v.shape) for axis in axes))
+    sizes = [1 if axis in axes else size for axis, size in enumerate(v.shape)]
+    if list(g.shape) != sizes:
+        raise ValueError(f"Expected a g of shape {tuple(sizes)}. Received: g.shape={tuple(g.shape)}")
+    run = functools.partial(_run, _Plan(axes, scale=True))
 
     @tf.custom_gradient
     def forward(v, g):
@@ -449,6 +425,8 @@ def _inverse_length(plan, v):
 # Layers
 # --------------------------------------------------------------------------------------------------------------
 
+# What a weight's options are; Keras has a module of each.
+_KINDS = ("initializer", "regularizer", "constraint")
 # Options of gamma and beta, in Keras's order, with their defaults.
 _PARAMETERS = {
     "beta_initializer": "zeros",
@@ -479,7 +457,7 @@ class _Normalization(keras.layers.Layer):
         kind, kwargs = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_KEYWORD
         given = [inspect.Parameter(name, kind, default=value) for name, value in cls._arguments.items()]
         cls._signature = inspect.Signature([*given, inspect.Parameter("kwargs", kwargs)])
-        cls.__signature__ = None if "__init__" in vars(cls) else cls._signature
+        cls.__signature__ = None if "__init__" in vars(cls) else cls._signature  # None: that of its __init__
 
     def __init__(self, *arguments, **options):
         bound = self._signature.bind(*arguments, **options)
@@ -492,16 +470,23 @@ class _Normalization(keras.layers.Layer):
         self.supports_masking, self.autocast = self._supports_mask, self.autocast and self._autocasts
 
     def _checked(self, name, value):
+        """The value of an argument as it is kept."""
         if name == "axis":
             several = self._several_axes and isinstance(value, (list, tuple))
             return [_integer(name, axis) for axis in value] if several else _integer(name, value)
         if name in ("epsilon", "momentum"):
             return _number(name, value, 1.0 if name == "momentum" else math.inf)
-        if name == "rms_scaling" and value:
-            warnings.warn(
-                "You passed `rms_scaling=True`, which is deprecated: use RMSNormalization", stacklevel=2
+        if name == "groups" and (not isinstance(value, int) or (value <= 0 and value != -1)):
+            raise ValueError(
+                "Received an invalid value for argument `groups`, expected a positive integer (or `-1` for instance "
+                f"normalization). Received: groups={value!r}"
             )
-        return _kind(name).get(value) if _kind(name) else value
+        if name == "renorm" and value:
+            raise ValueError(f"Expected renorm=False: it is not offered. Received: renorm={value!r}")
+        if name == "rms_scaling" and value:
+            warnings.warn("`rms_scaling=True` is deprecated: use RMSNormalization", stacklevel=3)
+        kind = name.rpartition("_")[2]
+        return getattr(keras, f"{kind}s").get(value) if kind in _KINDS else value
 
     def _given_axes(self):
         return self.axis if isinstance(self.axis, list) else [self.axis]
@@ -540,15 +525,13 @@ class _Normalization(keras.layers.Layer):
         sizes = {axis: input_shape[axis] for axis in sorted(self._given_axes())}
         for name, wanted in (("gamma", scale), ("beta", center)):
             if wanted:
-                kinds = ("initializer", "regularizer", "constraint")
-                options = {kind: getattr(self, f"{name}_{kind}") for kind in kinds}
+                options = {kind: getattr(self, f"{name}_{kind}") for kind in _KINDS}
                 setattr(self, name, self._add_parameter(name, tuple(sizes.values()), options))
         self.input_spec = keras.layers.InputSpec(
             ndim=len(input_shape) if self._keeps_rank else None,
             min_ndim=max(axis + 1 if axis >= 0 else -axis for axis in sizes),
             axes=sizes if sized else None,
         )
-        self.built = True
 
     def _add_parameter(self, name, shape, options):
         return self.add_weight(shape=shape, name=name, autocast=False, **options)
@@ -578,19 +561,8 @@ class _Normalization(keras.layers.Layer):
 
     def get_config(self):
         config = {name: getattr(self, name) for name in self._arguments}
-        config = {
-            name: _kind(name).serialize(value) if _kind(name) else value for name, value in config.items()
-        }
+        config = {name: keras.saving.serialize_keras_object(value) for name, value in config.items()}
         return {**super().get_config(), **config}
-
-
-def _kind(name):
-    """Keras's module of initializers, regularizers or constraints, if the argument is one of these."""
-    return {
-        "initializer": keras.initializers,
-        "regularizer": keras.regularizers,
-        "constraint": keras.constraints,
-    }.get(name.rpartition("_")[2])
 
 
 def _number(name, value, high):
@@ -710,47 +682,37 @@ class BatchNormalization(_Normalization):
     _collect = None  # in `recalibrate`: takes the batch's statistics, and the moving ones stay
     moving_mean = moving_variance = None
 
-    def _checked(self, name, value):
-        if name == "renorm" and value:
-            raise ValueError(f"Expected renorm=False: it is not offered. Received: renorm={value!r}")
-        return super()._checked(name, value)
-
     def _reduction_axes(self, rank):
         return tuple(axis for axis in range(rank) if axis not in self._features(rank))
 
     def build(self, input_shape):
         super().build(input_shape)
+        fixed = {"trainable": False, "autocast": False, "aggregation": "mean"}
         for name in self._statistics:
-            weight = self.add_weight(
-                shape=(input_shape[self.axis],),
-                name=name,
-                initializer=getattr(self, f"{name}_initializer"),
-                trainable=False,
-                autocast=False,
-                aggregation="mean",
-            )
+            start = getattr(self, f"{name}_initializer")
+            weight = self.add_weight(shape=(input_shape[self.axis],), name=name, initializer=start, **fixed)
             setattr(self, name, weight)
 
     def call(self, inputs, training=None, mask=None):
-        _check_mask(mask, inputs)
+        x = _floating(inputs)
+        _check_mask(mask, x)
         averages = training and self.trainable
         if not (averages or self._collect):
-            return self._infer(inputs)
+            return self._infer(x)
         options = {}
         if mask is not None:
-            options["mask"] = tf.broadcast_to(tf.cast(mask, "bool")[..., None], tf.shape(inputs))
+            options["mask"] = tf.broadcast_to(tf.cast(mask, "bool")[..., None], tf.shape(x))
         if self.synchronized:
             options["all_reduce"] = _sum_over_replicas
-        y, *statistics = self._standardize(inputs, **options)
+        y, *statistics = self._standardize(x, **options)
         if self._collect:
-            counted = tf.size(inputs) if mask is None else tf.math.count_nonzero(options["mask"])
+            counted = tf.size(x) if mask is None else tf.math.count_nonzero(options["mask"])
             self._collect(counted, *statistics)
         else:
             self._average(statistics)
         return y
 
     def _infer(self, x):
-        x = _floating(x)
         given = (self.moving_mean, self.moving_variance, self.gamma, self.beta)
         wide = [tf.cast(self._broadcast(p, x.shape.rank), _wide(x.dtype)) for p in given if p is not None]
         plan = _Plan((), self.epsilon, scale=self.gamma is not None, shift=self.beta is not None)
@@ -806,7 +768,6 @@ class MeanOnlyBatchNormalization(BatchNormalization):
     scale = False
 
     def _standardize(self, x, mask=None, all_reduce=None):
-        x = _floating(x)
         x_wide = _widen(x if mask is None else _countable(x, mask))
         plan = _Plan(self._reduction_axes(x.shape.rank), mask=mask, all_reduce=all_reduce)
         count = _count(plan, x)
@@ -814,7 +775,6 @@ class MeanOnlyBatchNormalization(BatchNormalization):
         return self._shift(deviation), tf.stop_gradient(tf.where(count > 0, origin + residue, math.nan))
 
     def _infer(self, x):
-        x = _floating(x)
         mean = self._broadcast(self.moving_mean, x.shape.rank)
         return self._shift(_widen(x) - tf.cast(mean, _wide(x.dtype)))
 
@@ -846,29 +806,17 @@ class GroupNormalization(_Normalization):
     _several_axes = False
     _arguments = {"groups": 32, "axis": -1, "epsilon": 1e-3, "center": True, "scale": True} | _PARAMETERS
 
-    def _checked(self, name, value):
-        if name == "groups" and (not isinstance(value, int) or (value <= 0 and value != -1)):
-            raise ValueError(
-                "Received an invalid value for argument `groups`, expected a positive integer (or `-1` for instance "
-                f"normalization). Received: groups={value!r}"
-            )
-        return super()._checked(name, value)
-
     def build(self, input_shape):
         self._check_axes(input_shape)
         [channel], channels = self._features(len(input_shape)), input_shape[self.axis]
         if channel == 0:
             raise ValueError(f"Expected a channel axis other than the batch's. Received: axis={self.axis}")
         groups = channels if self.groups == -1 else self.groups
-        if channels is not None and channels < groups:
+        if channels and (channels < groups or channels % groups):
             raise ValueError(
-                f"Number of groups ({groups}) cannot be more than the number of channels ({channels}). "
+                f"Expected groups that divide the channels: their number ({groups}) cannot be more than the number of "
+                f"channels ({channels}), and times their size it must be a multiple of the number of channels. "
                 f"Received: groups={self.groups}"
-            )
-        if channels is not None and channels % groups:
-            raise ValueError(
-                "Expected groups that divide the channels: their size times their number must be a multiple of the "
-                f"number of channels ({channels}). Received: groups={self.groups}"
             )
         super().build(input_shape)
         self._pooling = None if groups == channels else (channel, groups)
@@ -889,9 +837,7 @@ class InstanceNormalization(GroupNormalization):
     Reference: arXiv:1607.08022, equation 1.
     """
 
-    _arguments = {
-        name: default for name, default in GroupNormalization._arguments.items() if name != "groups"
-    }
+    _arguments = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True} | _PARAMETERS
     groups = -1
 
 
@@ -955,13 +901,13 @@ class WeightNormalization(keras.layers.Wrapper):
             policy = keras.dtype_policies.get(kwargs.get("dtype") or layer.variable_dtype)
             kwargs = {"trainable": layer.trainable} | kwargs | {"dtype": policy.variable_dtype}
         super().__init__(layer, **kwargs)
-        if isinstance(layer, (keras.layers.Embedding, keras.layers.MultiHeadAttention)) or not (
-            hasattr(layer, "kernel") or hasattr(layer, "depthwise_kernel") or not layer.built
-        ):
-            raise ValueError(f"Expected a layer that contains a `kernel`, such as Dense. Received: {layer!r}")
+        if layer.built or isinstance(layer, (keras.layers.Embedding, keras.layers.MultiHeadAttention)):
+            _kernels(layer)  # raises where there are none
         self.supports_masking = layer.supports_masking
         self.autocast = False  # the layer casts what it computes with
         self._remat_mode = self._remat_mode or layer._remat_mode
+        if self._remat_mode and layer.name in self._remat_mode.layer_names:
+            self._remat_mode = self._remat_mode._replace(layer_names=[self.name])
         self._waits_for_data, self._axes = False, {}
 
     def build(self, input_shape=None):
@@ -991,42 +937,34 @@ class WeightNormalization(keras.layers.Wrapper):
 
     def kernels(self):
         """The kernels w that the wrapped layer computes with: for each v a tensor of its shape."""
-        return [
-            weight_normalize(tf.convert_to_tensor(v), _keep(tf.convert_to_tensor(g), axes), axes)
-            for v, axes, g in self._parts()
-        ]
+        found = []
+        for v, axes, g in self._parts():
+            sizes = [1 if axis in axes else size for axis, size in enumerate(v.shape)]
+            found.append(weight_normalize(tf.convert_to_tensor(v), tf.reshape(g, sizes), axes))
+        return found
 
     def call(self, inputs, **kwargs):
         if self._waits_for_data:
             self._set_from_data(inputs)
-        kernels = dict(zip((id(v) for v, _, _ in self._parts()), self.kernels(), strict=True))
+        kernels = {id(v): w for (v, *_), w in zip(self._parts(), self.kernels(), strict=True)}
+        # Within the scope, the layer reads w where it would read v. Its other variables are given as they are: a scope
+        # hides the values of the scope around it, such as those of a model's stateless call.
         values = [(v, kernels.get(id(v), v)) for v in self.layer.variables]
-        # Within the scope, the layer reads w where it would read v.
         with self._not_recomputed(), keras.StatelessScope(values, collect_losses=True) as scope:
             before = dict(scope.state_mapping)
             outputs = self.layer(inputs, **kwargs)
-        for variable in self.layer.non_trainable_variables:
+        for variable in self.layer.non_trainable_variables:  # what the layer assigned, the scope has caught
             if (value := scope.get_current_value(variable)) is not before[id(variable)]:
                 variable.assign(value)
         for loss in scope.losses:
             self.add_loss(tf.identity(loss))  # another tensor than the layer's own, and so counted once
         return outputs
 
-    @contextlib.contextmanager
     def _not_recomputed(self):
         """Within, the wrapped layer's call is not checkpointed: recomputed by itself, it would read v instead of w."""
-        modes = {
-            layer: layer._remat_mode
-            for layer in self.layer._flatten_layers()
-            if layer._remat_mode and layer._remat_mode.mode != "activations"
-        }
-        try:
-            for layer in modes:
-                layer._remat_mode = None
-            yield
-        finally:
-            for layer, mode in modes.items():
-                layer._remat_mode = mode
+        modes = {layer: layer._remat_mode for layer in self.layer._flatten_layers()}
+        whole = [layer for layer, mode in modes.items() if mode and mode.mode != "activations"]
+        return _for_now("_remat_mode", dict.fromkeys(whole))
 
     def _set_from_data(self, inputs):
         """Give g and the bias the values with which these inputs have outputs of mean 0 and deviation 1."""
@@ -1036,14 +974,11 @@ class WeightNormalization(keras.layers.Wrapper):
             raise ValueError(
                 f"Expected a wrapped layer with a bias for each g, in the same order. Received: {layer!r}"
             )
-        self._waits_for_data, activation = False, layer.activation
-        layer.activation = keras.activations.linear
-        try:
+        self._waits_for_data = False
+        with _for_now("activation", {layer: keras.activations.linear}):
             g.assign(tf.ones_like(g))
             layer.bias.assign(tf.zeros_like(layer.bias))
             t = _widen(self(inputs))
-        finally:
-            layer.activation = activation
         channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
         start = 1 if channels_first else t.shape.rank - len(bias.shape)
         units = [start + axis for axis, size in enumerate(bias.shape) if size > 1]
@@ -1082,21 +1017,17 @@ def _length(v, axes):
     return tf.cast(tf.sqrt(tf.reduce_sum(tf.square(_widen(v)), axes)), v.dtype)
 
 
-def _keep(g, axes):
-    """g with size 1 along the axes of one weight vector."""
-    for axis in sorted(axes):
-        g = tf.expand_dims(g, axis)
-    return g
-
-
 def _kernels(layer):
     """A layer's kernels as (name, variable, the axes of one weight vector)."""
     found = []
     for name in ("depthwise_kernel", "pointwise_kernel", "kernel"):
-        if isinstance(v := getattr(layer, name, None), keras.Variable):
+        v = getattr(layer, name, None)
+        if isinstance(v, keras.Variable) and keras.backend.is_float_dtype(v.dtype):
             found.append((name, v, _vector_axes(layer, name, v)))
     if not found:
-        raise ValueError(f"Expected a layer that contains a `kernel`, such as Dense. Received: {layer!r}")
+        raise ValueError(
+            f"Expected a layer that contains a `kernel` of floats, such as Dense. Received: {layer!r}"
+        )
     return found
 
 
@@ -1153,16 +1084,12 @@ def initialize_from_data(model, inputs):
     model(inputs)  # builds it
     layers = _layers_of(WeightNormalization, model)
     before = model.get_weights()
-    for layer in layers:
-        layer._waits_for_data = True
     try:
-        model(inputs)
+        with _for_now("_waits_for_data", dict.fromkeys(layers, True)):
+            model(inputs)
     except Exception:
         model.set_weights(before)
         raise
-    finally:
-        for layer in layers:
-            layer._waits_for_data = False
 
 
 def recalibrate(model, data):
@@ -1204,14 +1131,9 @@ def recalibrate(model, data):
             old_variance + share * (variance - old_variance) + share * (1 - share) * apart**2,
         )
 
-    for layer in layers:
-        layer._collect = functools.partial(collect, layer)
-    try:
+    with _for_now("_collect", {layer: functools.partial(collect, layer) for layer in layers}):
         for batch in data:
             model(keras.utils.unpack_x_y_sample_weight(batch)[0], training=False)
-    finally:
-        for layer in layers:
-            layer._collect = None
     for layer, (count, *_) in pooled.items():
         if not count:
             raise ValueError(f"Expected at least one batch of data that reaches {layer.name}. Received: none")
@@ -1256,6 +1178,8 @@ def _folded(model, trains=False):
         if _has_graph(layer):
             return _folded(layer, trains or any(map(_in_training, calls[layer.name])))
         config = layer.get_config() | ({"use_bias": True} if layer.name in into else {})
+        if hasattr(layer, "get_vocabulary"):  # learnt, and no weight
+            config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
         return type(layer).from_config(config)
 
     def call(layer, *arguments, **options):  # an identity takes no mask and no training
@@ -1264,11 +1188,8 @@ def _folded(model, trains=False):
         return layer(*arguments, **options)
 
     options = {} if isinstance(model, keras.Sequential) else {"call_function": call}
-    compiled, model.compiled = model.compiled, False  # its loss may have no name to be copied by
-    try:
+    with _for_now("compiled", {model: False}):  # its loss may have no name to be copied by
         copy = keras.models.clone_model(model, clone_function=clone, **options)
-    finally:
-        model.compiled = compiled
     for layer in model.layers:
         if layer.weights and layer.name not in gone and not _has_graph(layer):
             copied = copy.get_layer(layer.name)
@@ -1322,12 +1243,11 @@ def _foldable(model, calls):
 
 
 def _is_linear(layer):
+    if type(layer) not in _FOLDABLE:  # one that is derived from these may make something else of its kernel
+        return False
+    adapted = getattr(layer, "lora_enabled", False) or layer.quantization_mode is not None
     channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
-    # A layer derived from one of these may make something else of its kernel, and so does a low-rank adaptation.
-    plain = type(layer) in _FOLDABLE and isinstance(
-        getattr(layer, "kernel", layer.weights[0]), keras.Variable
-    )
-    return plain and not channels_first and layer.activation is keras.activations.linear
+    return not adapted and not channels_first and layer.activation is keras.activations.linear
 
 
 def _fold(layer, norm):
@@ -1344,6 +1264,19 @@ def _fold(layer, norm):
         folded,
         shift + (bias - norm.moving_mean.numpy()) * scale,
     ]
+
+
+@contextlib.contextmanager
+def _for_now(name, values):
+    """Within, an attribute has other values: `values` is a dict from object to value."""
+    before = {each: getattr(each, name) for each in values}
+    try:
+        for each, value in values.items():
+            setattr(each, name, value)
+        yield
+    finally:
+        for each, value in before.items():
+            setattr(each, name, value)
 
 
 def _layers_of(kind, model):

@@ -6,7 +6,16 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import assert_close, build, call, gradients, layer_cases, plain_layer, random
+from references import (
+    assert_close,
+    build,
+    call,
+    gradients,
+    layer_cases,
+    plain_layer,
+    plain_standardize,
+    random,
+)
 
 import normlib
 
@@ -83,6 +92,22 @@ def test_dx_equals_central_differences(make, arguments, shape, rng):
     direction, h = rng.normal(size=shape), 1e-5
     change = tf.reduce_sum((call(layer, x + h * direction) - call(layer, x - h * direction)) * dy) / (2 * h)
     assert float(change) == pytest.approx(float(tf.reduce_sum(dx * direction)), rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("size", [(2, 1, 4), (2, 5, 4), (1, 5, 1), (1, 1, 4)])
+@pytest.mark.parametrize("axes", [(2,), (-1,), (1, 2)])
+def test_gamma_and_beta_of_any_shape_have_their_gradients(size, axes, rng):
+    x, gamma, beta, dy = (random(rng, shape) for shape in ((2, 5, 4), size, size, (2, 5, 4)))
+
+    def both(function):
+        with tf.GradientTape() as tape:
+            tape.watch([x, gamma, beta])
+            y = function(x, axes, 1e-3, gamma=gamma, beta=beta)
+        return tape.gradient(y, [x, gamma, beta], dy)
+
+    own = both(lambda *given, **parameters: normlib.standardize(*given, **parameters)[0])
+    for ours, theirs in zip(own, both(plain_standardize), strict=True):
+        assert_close(ours, theirs, 1e-12)
 
 
 @pytest.mark.parametrize(("make", "arguments", "shape"), CASES)

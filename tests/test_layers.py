@@ -445,6 +445,15 @@ def test_a_vector_of_length_zero_gives_zero():
         np.testing.assert_array_equal(value, np.zeros(value.shape))
 
 
+def test_a_g_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"Expected a g of shape \(1, 2\). Received: g.shape=\(1, 1\)"):
+        normlib.weight_normalize(tf.ones([3, 2]), tf.ones([1, 1]), (0,))
+
+
+def test_no_channels_are_no_error():
+    assert normlib.InstanceNormalization()(tf.ones([2, 3, 0])).shape == (2, 3, 0)
+
+
 def test_a_layer_without_a_kernel_is_refused():
     with pytest.raises(ValueError, match=r"Expected a layer that contains a `kernel`.*Received"):
         normlib.WeightNormalization(keras.layers.Embedding(3, 2))
@@ -706,6 +715,13 @@ def test_weight_normalization_trains_where_its_layer_is_checkpointed(both, rng):
         assert_close(recomputed, plain, 1e-6)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_wrapper_is_checkpointed_where_its_layer_is_named(named):
+    with keras.RematScope(mode="list_of_layers", layer_names=["inner"] if named else ["other"]):
+        wrapped = normlib.WeightNormalization(keras.layers.Dense(4, name="inner"))
+    assert (wrapped.name in wrapped._remat_mode.layer_names) == named
+
+
 def test_a_frozen_weight_normalization_is_saved_and_stays_frozen(tmp_path):
     wrapped = normlib.WeightNormalization(keras.layers.SeparableConv2D(4, 2))
     model = keras.Sequential([keras.Input((6, 6, 3)), wrapped])
@@ -731,6 +747,8 @@ def test_a_quantized_layer_under_weight_normalization_is_refused(rng):
         change(wrapped.layer)
         with pytest.raises(ValueError, match=r"neither quantized nor adapted.*Received"):
             wrapped(x)
+        with pytest.raises(ValueError, match=r"`kernel` of floats.*Received"):
+            normlib.WeightNormalization(wrapped.layer)
 
 
 def test_weight_normalization_changes_no_half_precision_layer_when_it_wraps_it(rng):

@@ -140,6 +140,23 @@ def test_an_adapted_layer_is_not_folded():
     assert normlib._foldable(model, normlib._calls(model)) == {}
 
 
+def test_a_quantized_layer_is_not_folded(rng):
+    model = keras.Sequential([keras.Input((16,)), L.Dense(4), normlib.BatchNormalization()])
+    model.layers[0].quantize("int8")
+    x = random(rng, (8, 16), "float32")
+    np.testing.assert_array_equal(normlib.fold(model)(x), model(x))
+
+
+def test_a_learnt_vocabulary_is_copied():
+    lookup = L.StringLookup(output_mode="multi_hot")
+    lookup.adapt(np.array(["a", "b", "b", "c"]))
+    model = keras.Sequential(
+        [keras.Input((2,), dtype="string"), lookup, L.Dense(3), normlib.BatchNormalization()]
+    )
+    words = tf.constant([["a", "b"], ["c", "d"]])
+    assert_close(normlib.fold(model)(words), model(words), 1e-6)
+
+
 def test_an_adapted_preprocessing_layer_is_copied_with_what_it_has_learnt(rng):
     x = rng.normal(3, 2, (8, 5)).astype("float32")
     preprocessing = L.Normalization()
