@@ -495,7 +495,7 @@ def test_eight_seeds_that_agree_tell_methods_apart_and_six_do_not(seeds):
     assert ("can claim nothing" in message) == (seeds < 8)
     assert ("BN" in message) == (seeds == 8)
     assert (
-        "BN trains faster than plain, LN ends lower than BN and WN trains faster than plain." in message
+        "BN trains faster than plain, LN ends lower than BN, and WN trains faster than plain." in message
     ) == (seeds == 8)
 
 
@@ -890,7 +890,7 @@ def test_the_hypotheses_are_told_with_their_verdicts():
     assert told == (
         "With each method at its own best learning rate, "
         f"BN trains more slowly than plain [{speed}: −10.00 (−10.00 to −10.00) points], "
-        f"LN ends higher than BN [{end}: +20.00 (+20.00 to +20.00) points] and "
+        f"LN ends higher than BN [{end}: +20.00 (+20.00 to +20.00) points], and "
         f"WN trains as fast as plain, within 0.5 points [{speed}: +0.00 (+0.00 to +0.00) points]. "
         "LN against plain, not tested: +10.00 (+10.00 to +10.00) "
         f"points of {speed}."

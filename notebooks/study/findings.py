@@ -728,7 +728,7 @@ def hypotheses_message(table, seeds):
     """The caption's first sentence of the table of hypotheses."""
     if not _testable(len(seeds)):
         return f"With {len(seeds)} seeds, p cannot be under {_least(len(seeds)):.3g}: this test can claim nothing."
-    return f"Each method at its own best rate: {_list(_sides(table))}."
+    return f"Each method at its own best rate: {_clauses(_sides(table))}."
 
 
 def hypotheses_sentence(table, tuned):
@@ -738,7 +738,7 @@ def hypotheses_sentence(table, tuned):
         f"{side} [{row['hypothesis'].rpartition(', ')[2]}: {row['difference, points']} points]"
         for side, row in zip(_sides(table), table.to_dict("records"), strict=True)
     ]
-    sentence = f"With each method at its own best learning rate, {_list(told_of)}."
+    sentence = f"With each method at its own best learning rate, {_clauses(told_of)}."
     if collapsed([*tuned["LN"], *tuned["none"]]):
         return sentence
     values = [[over_training(h) for h in tuned[m]] for m in ("LN", "none")]
@@ -823,7 +823,7 @@ def when_sentence(frame):
         for method, other in (("LN", "BN"), ("BN", "LN"))
     ]
     seeds = int(frame.seeds[frame.method == "BN"].min())
-    told_of = ", and ".join(sides)
+    told_of = _clauses(sides)
     if not any(above.values()):
         told_of = (
             "Neither LN nor BN is better than the other at any batch size tried"
@@ -1225,6 +1225,10 @@ def _upper(text):
 
 def _list(names):
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _clauses(parts):
+    return f"{', '.join(parts[:-1])}, and {parts[-1]}"
 
 
 def _steps(steps):
