@@ -389,9 +389,8 @@ def weight_normalize(v, g, axes):
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
     """
     axes = tuple(sorted(axis % len(v.shape) for axis in axes))
-    sizes = [1 if axis in axes else size for axis, size in enumerate(v.shape)]
-    if list(g.shape) != sizes:
-        raise ValueError(f"Expected a g of shape {tuple(sizes)}. Received: g.shape={tuple(g.shape)}")
+    if tuple(g.shape) != (expected := _of_units(v.shape, axes)):
+        raise ValueError(f"Expected a g of shape {expected}. Received: g.shape={tuple(g.shape)}")
     run = functools.partial(_run, _Plan(axes, scale=True))
 
     @tf.custom_gradient
@@ -400,6 +399,11 @@ def weight_normalize(v, g, axes):
         return run(_weight_normalize, v, g), lambda dw: run(_weight_normalize_gradients, dw, v, g)
 
     return tf.cast(forward(_widen(v), _widen(g)), v.dtype)
+
+
+def _of_units(shape, axes):
+    """The shape of what has one value for each weight vector, with its axes at size 1."""
+    return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
 def _weight_normalize(plan, v, g):
@@ -937,11 +941,10 @@ class WeightNormalization(keras.layers.Wrapper):
 
     def kernels(self):
         """The kernels w that the wrapped layer computes with: for each v a tensor of its shape."""
-        found = []
-        for v, axes, g in self._parts():
-            sizes = [1 if axis in axes else size for axis, size in enumerate(v.shape)]
-            found.append(weight_normalize(tf.convert_to_tensor(v), tf.reshape(g, sizes), axes))
-        return found
+        return [
+            weight_normalize(tf.convert_to_tensor(v), tf.reshape(g, _of_units(v.shape, axes)), axes)
+            for v, axes, g in self._parts()
+        ]
 
     def call(self, inputs, **kwargs):
         if self._waits_for_data:
@@ -1257,8 +1260,7 @@ def _fold(layer, norm):
     shift = 0.0 if norm.beta is None else norm.beta.numpy()
     bias = layer.bias.numpy() if layer.use_bias else 0.0
     *others, (_, kernel, axes) = _kernels(layer)
-    units = [1 if axis in axes else size for axis, size in enumerate(kernel.shape)]
-    folded = kernel.numpy() * scale.reshape(units)
+    folded = kernel.numpy() * scale.reshape(_of_units(kernel.shape, axes))
     return [
         *(other.numpy() for _, other, _ in others),
         folded,

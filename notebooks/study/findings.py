@@ -465,7 +465,7 @@ def reason_sentence(table, dataset, steps):
             f"ln.reason.{row.quantity}.{_key(row.mechanism)}", row.difference, [row.low, row.high], "fraction"
         )
     return (
-        f"{reason_message(table, steps)} (Trained on {dataset}; the study of 2019 broke off at 'the reason is'.) "
+        f"{reason_message(table, steps)} (Trained on {dataset}; the 2019 study broke off at 'the reason is'.) "
         f"{shares_message(table)}"
     )
 
