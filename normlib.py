@@ -38,6 +38,7 @@ import warnings
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 __all__ = [
     "BatchNormalization",
@@ -108,6 +109,7 @@ def standardize(
     @tf.custom_gradient
     def forward(x, *parameters):
         y, *statistics = run(_standardize, x, *parameters)
+        y = _written(y)
 
         def gradients(*tensors):
             tensors = [tf.identity(t) for t in tensors]  # of this graph, so that later graphs can reach them
@@ -120,7 +122,8 @@ def standardize(
                     outputs = _standardize_gradients(plan, dy, *statistics, *inputs)
                 return tape.gradient(outputs, tensors, upstream, "zero")
 
-            return run(_standardize_gradients, dy, *statistics, *inputs), grad
+            dx, *others = run(_standardize_gradients, dy, *statistics, *inputs)
+            return (_written(dx), *others), grad
 
         return (y, *statistics), lambda dy, *_: tf.custom_gradient(gradients)(dy, x, *parameters)
 
@@ -129,6 +132,17 @@ def standardize(
     if plan.mask is not None or plan.all_reduce or not x.shape.num_elements():  # perhaps nothing was counted
         statistics = (tf.where(count > 0, s, math.nan) for s in statistics)
     return y, *map(tf.stop_gradient, statistics)
+
+
+def _written(t):
+    """The same tensor; a program that XLA compiles as a whole, such as a jitted step, writes it to memory.
+
+    A reader that can do it computes again what it reads, unless that is made of two tensors; and in a deep network with
+    residual connections each layer would compute the layers before it again.
+    """
+    if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return t
+    return tf.where(tf.math.is_nan(t), tf.constant(math.nan, t.dtype), t)
 
 
 def _countable(x, mask):
@@ -197,9 +211,10 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     gradients = [tf.cast(inv_std * (gamma * dy - inexpressible), x.dtype)]
     summands = [t for given, t in ((plan.scale, sum_dy_x_hat), (plan.shift, sum_dy)) if given]
     for parameter, t in zip(parameters, summands, strict=True):
-        broadcast = tuple(axis for axis, size in enumerate(parameter.shape) if size == 1)
-        gradient = _sum(plan, t, broadcast, computed=t is dy_x_hat)
-        gradients.append(tf.cast(gradient, parameter.dtype))
+        if t.shape != parameter.shape:
+            broadcast = tuple(axis for axis, size in enumerate(parameter.shape) if size == 1)
+            t = _sum(plan, t, broadcast, computed=t is dy_x_hat)
+        gradients.append(tf.cast(t, parameter.dtype))
     return gradients
 
 
@@ -725,13 +740,15 @@ class BatchNormalization(_Normalization):
     def _average(self, statistics):
         """Move each channel's statistics, together: none of those of which one is not finite."""
         moving = [getattr(self, name) for name in self._statistics]
-        batch = [tf.reshape(new, old.shape) for new, old in zip(statistics, moving, strict=True)]
-        finite = [tf.math.is_finite(tf.cast(new, old.dtype)) for new, old in zip(batch, moving, strict=True)]
-        finite = functools.reduce(tf.logical_and, finite)
-        for variable, new in zip(moving, batch, strict=True):
+        finite = [
+            tf.math.is_finite(tf.cast(new, old.dtype)) for new, old in zip(statistics, moving, strict=True)
+        ]
+        finite = tf.reshape(functools.reduce(tf.logical_and, finite), moving[0].shape)
+        for variable, new in zip(moving, statistics, strict=True):
             old = _widen(tf.convert_to_tensor(variable))
-            average = old * self.momentum + tf.cast(new, old.dtype) * (1.0 - self.momentum)
-            variable.assign(tf.where(finite, tf.cast(average, variable.dtype), variable))
+            new = tf.cast(tf.reshape(new, old.shape), old.dtype)
+            average = old * self.momentum + new * (1.0 - self.momentum)
+            variable.assign(tf.cast(tf.where(finite, average, old), variable.dtype))
 
 
 def _check_mask(mask, inputs):

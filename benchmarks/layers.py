@@ -221,15 +221,20 @@ def bandwidth():
 
 
 def measure(functions, x, dy, rounds):
-    """Median milliseconds of each function, all taking turns."""
+    """Median milliseconds of each function, all taking turns, in an order drawn anew each round.
+
+    What ran before leaves the caches warm or cold, which on small tensors counts for more than the difference.
+    """
+    order, rng = list(functions), np.random.default_rng(0)
     for function in functions.values():
         for _ in range(3):
             function(x, dy)
     times = {name: [] for name in functions}
     for _ in range(rounds):
-        for name, function in functions.items():
+        rng.shuffle(order)
+        for name in order:
             started = time.perf_counter()
-            function(x, dy)
+            functions[name](x, dy)
             times[name].append(1e3 * (time.perf_counter() - started))
     return {name: float(np.median(values)) for name, values in times.items()}
 
@@ -249,7 +254,7 @@ def main(arguments=None):
         x, dy = (tf.constant(rng.normal(size=shape), "float32") for _ in range(2))
         small = np.prod(shape) < normlib.COMPILE_FROM
         times = measure(
-            contenders(name, shape, layer, arguments_of_layer), x, dy, options.rounds * (10 if small else 1)
+            contenders(name, shape, layer, arguments_of_layer), x, dy, options.rounds * (40 if small else 1)
         )
         # At least x is read and y written, then x and dy read and dx written.
         floor = 1e3 * 5 * 4 * np.prod(shape) / speed

@@ -1,5 +1,6 @@
 """The ways in which TensorFlow can run a layer: each gives what the plain call gives."""
 
+import re
 import subprocess
 import sys
 
@@ -36,6 +37,30 @@ def test_a_jitted_step(make, arguments, shape, rng):
     expected_y, expected = step(eager, x)
     for a, b in zip([y, *found, *jitted.weights], [expected_y, *expected, *eager.weights], strict=True):
         assert_close(a, b, 1e-11)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_a_deep_jitted_step_computes_no_layer_twice(make, arguments, shape, rng):
+    """With residual connections XLA may compute the layers before again in each kernel: these grow with depth."""
+
+    def longest_kernel(depth):
+        layers = [build(make, arguments, shape, "float32", rng) for _ in range(depth)]
+        weights = [random(rng, (shape[-1], shape[-1]), "float32") for _ in layers]
+
+        def network(x):
+            for layer, w in zip(layers, weights, strict=True):
+                x = call(layer, x + tf.nn.relu(x @ w))
+            return x
+
+        x = random(rng, shape, "float32")
+        step = tf.function(lambda x: gradients(network, x, [], x), jit_compile=True)
+        program = step.experimental_get_compiler_ir(x)(stage="optimized_hlo")
+        return max(
+            kernel.count("\n") for kernel in re.split(r"\n\n(?!ENTRY)", program)[1:] if "ENTRY" not in kernel
+        )
+
+    assert longest_kernel(6) <= longest_kernel(3)
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])

@@ -84,13 +84,13 @@ FAULTS = {
         "layers -k statistics",
     ),
     "statistics that are not finite are averaged in": (
-        "tf.where(finite, tf.cast(average",
-        "tf.where(True, tf.cast(average",
+        "tf.where(finite, average",
+        "tf.where(True, average",
         "layers -k finite",
     ),
     "each statistic is averaged in by itself": (
-        "tf.where(finite, tf.cast(average",
-        "tf.where(tf.math.is_finite(average), tf.cast(average",
+        "tf.where(finite, average",
+        "tf.where(tf.math.is_finite(average), average",
         "layers -k finite",
     ),
     "the mask is ignored": ('options["mask"] = tf', 'options["groups"] = None and tf', "layers -k mask"),
