@@ -7,6 +7,8 @@ second run agrees.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import re
@@ -40,23 +42,31 @@ ROWS = [
     ("BN, small", (100, 100), "BatchNormalization", {}),
     ("LN(C), small", (100, 100), "LayerNormalization", {}),
     ("GN4, small", (10, 8, 8, 16), "GroupNormalization", {"groups": 4}),
+    ("BN, blocks", (100, 100), "BatchNormalization", {}),
+    ("LN(C), blocks", (100, 100), "LayerNormalization", {}),
+    ("GN4, blocks", (10, 8, 8, 16), "GroupNormalization", {"groups": 4}),
 ]
+# A small layer's time is its call's. In a network the call counts less: these rows have so many residual blocks.
+BLOCKS = 8
 
 
 def contenders(name, shape, layer, arguments):
     """What is timed in a row: name -> a function of (x, dy) that gives the output and all gradients."""
+    own = functools.partial(own_layer, name, layer, arguments)
+    plain = functools.partial(Plain, name, arguments.get("groups", 0))
+    blocks = BLOCKS if "blocks" in name else 0
     found = {
-        "own_ms": step(own_layer(name, layer, arguments), shape),
-        "own_jit_ms": step(own_layer(name, layer, arguments), shape, jit=True),
-        "autodiff_ms": step(Plain(name, arguments.get("groups", 0)), shape),
+        "own_ms": step(own, shape, blocks),
+        "own_jit_ms": step(own, shape, blocks, jit=True),
+        "autodiff_ms": step(plain, shape, blocks),
     }
     if layer:
-        theirs = getattr(keras.layers, layer)
-        found["keras_ms"] = step(theirs(**arguments), shape)
-        found["keras_jit_ms"] = step(theirs(**arguments), shape, jit=True)
+        theirs = functools.partial(getattr(keras.layers, layer), **arguments)
+        found["keras_ms"] = step(theirs, shape, blocks)
+        found["keras_jit_ms"] = step(theirs, shape, blocks, jit=True)
     if name.startswith("BN") and len(shape) == 4:
-        found["fused_ms"] = step(Fused(), shape)
-    if torch_step := torch_contender(name, shape):
+        found["fused_ms"] = step(Fused, shape)
+    if not blocks and (torch_step := torch_contender(name, shape)):
         found["torch_ms"] = torch_step
     return found
 
@@ -78,18 +88,24 @@ class Weights(keras.layers.Layer):
         return normlib.weight_normalize(v, self.g.value, (0,))
 
 
-def step(layer, shape, jit=False):
-    """Forward and backward of a layer in one compiled function."""
-    layer.build(shape)
+def step(make, shape, blocks=0, jit=False):
+    """Forward and backward in one compiled function: of a layer, or of residual blocks that each end in one."""
+    layers = [make() for _ in range(blocks or 1)]
+    for layer in layers:
+        layer.build(shape)
     mode = {"training": True} if "BatchNormalization" in type(layer).__name__ else {}
-    variables = [v.value for v in layer.trainable_variables]
+    variables = [v.value for layer in layers for v in layer.trainable_variables]
+    kernels = np.random.default_rng(0).normal(size=(blocks, shape[-1], shape[-1])) / np.sqrt(shape[-1])
+    kernels = [tf.constant(w, "float32") for w in kernels]
 
     @tf.function(jit_compile=jit, autograph=False)
     def function(x, dy):
         with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x, **mode)
-        return y, tape.gradient(y, [x, *variables], dy)
+            tape.watch([x, *kernels])
+            y = x
+            for layer, w in itertools.zip_longest(layers, kernels):
+                y = layer(y if w is None else y + tf.nn.relu(tf.tensordot(y, w, 1)), **mode)
+        return y, tape.gradient(y, [x, *variables, *kernels], dy)
 
     return function
 
@@ -257,7 +273,7 @@ def main(arguments=None):
             contenders(name, shape, layer, arguments_of_layer), x, dy, options.rounds * (40 if small else 1)
         )
         # At least x is read and y written, then x and dy read and dx written.
-        floor = 1e3 * 5 * 4 * np.prod(shape) / speed
+        floor = np.nan if "blocks" in name else 1e3 * 5 * 4 * np.prod(shape) / speed
         own = own_layer(name, layer, arguments_of_layer)
         rows.append(
             {"layer": name, "shape": list(shape)}
@@ -276,7 +292,7 @@ def main(arguments=None):
         b / (4 * np.prod(s)) for b, s in zip(table["saved_bytes"], table["shape"], strict=True)
     ]
     print(table.drop(columns="saved_bytes").round(2).to_string(index=False))
-    large = ~table["layer"].str.contains("small")
+    large = ~table["layer"].str.contains("small|blocks")
     means = {
         column: float(np.exp(np.log(table.loc[large, column]).mean()))
         for column in table.columns
