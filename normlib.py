@@ -135,10 +135,10 @@ def standardize(
 
 
 def _written(t):
-    """The same tensor; a program that XLA compiles as a whole, such as a jitted step, writes it to memory.
+    """The same tensor, which a program that XLA compiles as a whole, such as a jitted step, writes to memory.
 
-    A reader that can do it computes again what it reads, unless that is made of two tensors; and in a deep network with
-    residual connections each layer would compute the layers before it again.
+    Otherwise each kernel that reads it may compute it again, with what it was made of: in a deep residual network, the
+    layers before. XLA repeats nothing that is made of two tensors; here, of the tensor and of a test of it.
     """
     if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
         return t

@@ -35,12 +35,12 @@ VERDICTS = ("reproduced", "partly", "mixed", "not settled", "not", "out of scope
 def judge(*differences):
     """The verdict on a claim that each of these paired differences is above zero by what matters (see `findings.told`);
     None stands for one that was not measured over seeds."""
-    words = [told(d) if d is not None else "no clear difference" for d in differences]
+    words = [told(d) if d is not None else findings.UNCLEAR for d in differences]
     if all(word == "higher" for word in words):
         return "reproduced"
     if "higher" in words:
         return "mixed" if "lower" in words else "partly"
-    return "not settled" if all(word == "no clear difference" for word in words) else "not"
+    return "not settled" if all(word == findings.UNCLEAR for word in words) else "not"
 
 
 def holds(all_of, some_of=False):
@@ -256,7 +256,7 @@ def literature(
         f"against LN over channels {words}; against IN {own_rates('RMS', 'IN')[1]}",
         "not settled"
         if rms is None
-        else {"lower": "not", "no clear difference": "not settled"}.get(told(rms), "reproduced"),
+        else {"lower": "not", findings.UNCLEAR: "not settled"}.get(told(rms), "reproduced"),
     )
     dyt, words = own_rates("BN", "DyT")
     row(
@@ -282,7 +282,7 @@ def literature(
         f"{points(noise := _means(arms['noisy BN'], short['BN']))} points against BN, "
         f"{points(over := _means(arms['noisy BN'], short['none']))} against plain",
         "not settled"
-        if told(noise) == "no clear difference"
+        if told(noise) == findings.UNCLEAR
         else holds(told(noise) in ("alike", "higher"), told(over) == "higher"),
     )
     ranges = (along.highest - along.lowest).groupby(along.method).median().fillna(np.inf)
@@ -426,7 +426,7 @@ def questions(
         found = beside(tuned, a, b)
         if found is not None:
             against = f"{points(found[0])} points against {present.short(b)}"
-            return f"{against} after {found[1]:,} steps ({_TOLD[told(found[0])]})"
+            return f"{against} after {found[1]:,} steps ({_verdict(found[0])})"
         for method in (a, b):
             if method in tuned and (lost := collapsed(tuned[method])):
                 whose = f"{lost} of {len(tuned[method])} runs of {present.short(method)}"
@@ -440,7 +440,7 @@ def questions(
     ask(
         "Before or after the ReLU?",
         f"BN after the ReLU: {points(after)} points of {measure(behind[0])} against BN before it, {len(behind)} seeds "
-        f"({_TOLD[told(after)]}).",
+        f"({_verdict(after)}).",
         "[Table](#tbl-arms)",
     )
     ask(
@@ -577,12 +577,10 @@ def _points(lost):
     return "nothing that can be told (a run collapsed)" if np.isnan(lost) else f"{lost:.1f} points"
 
 
-_TOLD = {
-    "higher": "higher",
-    "lower": "lower",
-    "alike": f"alike within {100 * findings.SMALLEST:g} points",
-    "no clear difference": "no clear difference",
-}
+def _verdict(difference):
+    """What `told` says, as tables write it."""
+    word = told(difference)
+    return f"alike within {100 * findings.SMALLEST:g} points" if word == "alike" else word
 
 
 def arms_table(curves, arms):
@@ -602,7 +600,7 @@ def arms_table(curves, arms):
                 "against the whole": f"{whole}: {points(against[whole])}",
                 "against plain": points(against["none"]),
                 "at the end, %": 100 * float(np.mean([h.accuracy[-1] for h in histories])),
-                "verdict": f"{_TOLD[told(against[whole])]} ({whole}), {_TOLD[told(against['none'])]} (plain)",
+                "verdict": f"{_verdict(against[whole])} ({whole}), {_verdict(against['none'])} (plain)",
             }
         )
     return pd.DataFrame(rows)

@@ -12,18 +12,19 @@ from study import laws, original, present, statistics, tuning
 from study.equivalence import NO_FAULT, NO_FAULT_64, STEPS, fault_name
 
 SMALLEST = 0.005  # a smaller difference of accuracy does not matter, however sure
+UNCLEAR = "no clear difference"  # not shown either way, as with most comparisons of few seeds
 SMOOTHER = 0.8  # of a range of the loss without normalization: a smaller one is smoother
 
 
 def told(difference):
     """What (mean, low, high, ...) of a paired difference of accuracies says: 'higher' or 'lower' if the interval leaves
-    zero out and the mean is at least SMALLEST; 'alike' if it lies within SMALLEST; else 'no clear difference'."""
+    zero out and the mean is at least SMALLEST; 'alike' if it lies within SMALLEST; else UNCLEAR."""
     mean, low, high = difference[:3]
     if low > 0 and mean >= SMALLEST:
         return "higher"
     if high < 0 and mean <= -SMALLEST:
         return "lower"
-    return "alike" if -SMALLEST < low <= high < SMALLEST else "no clear difference"
+    return "alike" if -SMALLEST < low <= high < SMALLEST else UNCLEAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Comparison:
 
     @property
     def verdict(self):
-        """'faster', 'slower', 'as fast' or 'no clear difference': see `told`."""
+        """'faster', 'slower', 'as fast' or UNCLEAR: see `told`."""
         words = {"higher": "faster", "lower": "slower", "alike": "as fast"}
-        return words.get(told(self.gain), "no clear difference")
+        return words.get(told(self.gain), UNCLEAR)
 
     @property
     def saved(self):
@@ -69,7 +70,7 @@ class Comparison:
     def message(self):
         """The caption's first sentence."""
         at = f"at a learning rate of {self.rate:g}"
-        if self.verdict == "no clear difference":
+        if self.verdict == UNCLEAR:
             both = present.words(self.name_a, self.name_b)
             return f"{_upper(at)}, {self.seeds} seeds do not separate the speeds of training {both}."
         with_a, with_b = present.words(self.name_a), present.words(self.name_b)
@@ -688,7 +689,7 @@ def placement_sentence(tuned):
     if any(of is None for of in found.values()):
         return "Whether it matters where BN stands is not settled here."
     compared = [
-        f"from {present.short(m)} by {points(d)} points{' (no clear difference)' * (told(d) == 'no clear difference')}"
+        f"from {present.short(m)} by {points(d)} points{f' ({UNCLEAR})' * (told(d) == UNCLEAR)}"
         for m, (d, _) in found.items()
     ]
     (difference, step), *_ = found.values()
@@ -706,11 +707,7 @@ def _direction(a, b, measure, difference):
 
 def _no_direction(a, b, measure, difference):
     if told(difference) != "alike":
-        return (
-            "no clear difference"
-            if _testable(difference.pairs)
-            else f"not testable with {difference.pairs} seeds"
-        )
+        return UNCLEAR if _testable(difference.pairs) else f"not testable with {difference.pairs} seeds"
     how = "trains as fast" if measure == SPEED else "ends as high"
     return f"{a} {how} as {present.short(b)}, within {100 * SMALLEST:g} points"
 
@@ -764,9 +761,7 @@ def _sides(table):
         a, b = row["hypothesis"].partition(": ")[2].partition(", ")[0].split(" against ")
         untestable = row["verdict"].startswith("not testable")
         side = f"{a} against {b} is {row['verdict']}" if untestable else row["verdict"]
-        told_of.append(
-            side.replace("no clear difference", f"there is no clear difference between {a} and {b}")
-        )
+        told_of.append(side.replace(UNCLEAR, f"there is {UNCLEAR} between {a} and {b}"))
     return told_of
 
 
@@ -831,7 +826,7 @@ def when_sentence(frame):
             else "One seed does not tell LN and BN apart at any batch size"
         )
     apart = f" Not counted, since a run learnt next to nothing: {_list(collapsed)}." if collapsed else ""
-    alone = f" ({seeds} seeds; at other sizes, no clear difference.)" if seeds > 1 else ""
+    alone = f" ({seeds} seeds; at other sizes, {UNCLEAR}.)" if seeds > 1 else ""
     return (
         f"{told_of}.{apart}{alone} Under LN each image has its own statistics; under BN it shares the "
         "batch's, and after a dense layer a batch holds a single value per image."
@@ -1249,7 +1244,7 @@ def _power(value):
 _WHETHER = {
     "higher": "above",
     "alike": f"within {100 * SMALLEST:g} points of",
-    "no clear difference": f"but not surely by {100 * SMALLEST:g} points above",
+    UNCLEAR: f"but not surely by {100 * SMALLEST:g} points above",
 }
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
