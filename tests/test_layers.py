@@ -716,10 +716,24 @@ def test_weight_normalization_trains_where_its_layer_is_checkpointed(both, rng):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_wrapper_is_checkpointed_where_its_layer_is_named(named):
+def test_a_wrapper_is_checkpointed_where_its_layer_is_named(named, rng):
+    class Counted(keras.layers.Dense):
+        calls = 0
+
+        def call(self, inputs, training=None):
+            self.calls += 1
+            return super().call(inputs, training)
+
     with keras.RematScope(mode="list_of_layers", layer_names=["inner"] if named else ["other"]):
-        wrapped = normlib.WeightNormalization(keras.layers.Dense(4, name="inner"))
-    assert (wrapped.name in wrapped._remat_mode.layer_names) == named
+        wrapped = normlib.WeightNormalization(Counted(4, name="inner"))
+    x = tf.constant(random(rng, (8, 5), "float32"))
+    wrapped(x)
+    before = wrapped.layer.calls
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(wrapped(x)))
+    found = tape.gradient(loss, [v.value for v in wrapped.trainable_variables])
+    assert wrapped.layer.calls - before == (2 if named else 1)  # once more on the way back
+    assert all(np.any(gradient) for gradient in found)
 
 
 def test_a_frozen_weight_normalization_is_saved_and_stays_frozen(tmp_path):
