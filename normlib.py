@@ -38,6 +38,7 @@ import warnings
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_util
 
 __all__ = [
@@ -70,6 +71,7 @@ SLICES = 14
 # --------------------------------------------------------------------------------------------------------------
 
 
+@tf.autograph.experimental.do_not_convert
 def standardize(
     x, axes, epsilon, center=True, gamma=None, beta=None, *, groups=None, mask=None, all_reduce=None
 ):
@@ -353,22 +355,25 @@ def _run(plan, kernel, *tensors):
     plain = functools.partial(kernel, plan, *tensors)
     if not (plan.compilable and _may_be_compiled(plan, kernel, tensors)):
         return plain()
-    size = tensors[0].shape.num_elements()
-    function = functools.partial(_function(kernel, plan, size is None or size >= COMPILE_FROM), *tensors)
+    shape, size = tuple(tensors[0].shape), tensors[0].shape.num_elements()
+    function = functools.partial(
+        _function(kernel, plan, size is None or size >= COMPILE_FROM, shape), *tensors
+    )
     if size is None:
         return tf.cond(tf.size(tensors[0]) >= COMPILE_FROM, function, plain)
     return function() if size >= COMPILE_FROM or tf.executing_eagerly() else plain()
 
 
 @functools.cache
-def _function(kernel, plan, jit):
+def _function(kernel, plan, jit, shape):
+    """A kernel as a function of TensorFlow's; one for each shape, or TensorFlow would warn that it is traced again."""
     return tf.function(functools.partial(kernel, plan), jit_compile=jit, autograph=False)
 
 
 def _may_be_compiled(plan, kernel, tensors):
     """Whether only the batch's size is open, and the kernel is not met in ever new shapes: each costs a compilation."""
     shape = tuple(tensors[0].shape)
-    if None in shape[1:]:
+    if None in shape[1:] or context.context().op_callbacks:  # these, such as a debugger's, XLA cannot call
         return False
     parameters = [tuple(t.shape) for t in tensors[len(tensors) - plan.scale - plan.shift :]]
     size = tensors[0].shape.num_elements()
@@ -382,6 +387,7 @@ def _may_be_compiled(plan, kernel, tensors):
 _shapes = collections.defaultdict(set)
 
 
+@tf.autograph.experimental.do_not_convert
 def weight_normalize(v, g, axes):
     r"""Give each weight vector of v the length g: the map under `WeightNormalization`.
 
@@ -467,6 +473,7 @@ class _Normalization(keras.layers.Layer):
     _arguments: typing.ClassVar = {}
     _several_axes = True  # may be given
     _keeps_rank = True  # every later input has the first one's rank
+    _keeps_dtype = False  # the output's is the input's, also where that is not cast
     _autocasts = False
     _supports_mask = center = scale = True
     rms_scaling = False
@@ -510,6 +517,10 @@ class _Normalization(keras.layers.Layer):
     def _given_axes(self):
         return self.axis if isinstance(self.axis, list) else [self.axis]
 
+    def _ascending(self):
+        """The axes in the order of the parameters' sizes: as in Keras, as they are given, negative ones first."""
+        return sorted(self._given_axes())
+
     def _features(self, rank):
         """The axes that carry gamma and beta, ascending and non-negative."""
         return sorted(axis % rank for axis in self._given_axes())
@@ -532,7 +543,7 @@ class _Normalization(keras.layers.Layer):
 
     def build(self, input_shape):
         self._check_axes(input_shape)
-        center, scale = self.center and not self.rms_scaling, self.scale or self.rms_scaling
+        center, scale = self.center and not self.rms_scaling, self.rms_scaling or self.scale
         sized = center or scale or self._keeps_rank
         for axis in self._given_axes():
             if sized and input_shape[axis] is None:
@@ -540,8 +551,7 @@ class _Normalization(keras.layers.Layer):
                     f"Axis {axis} of input tensor should have a defined dimension but the layer received an input "
                     f"with shape {tuple(input_shape)}. Received: axis={self.axis}"
                 )
-        # As in Keras, the sizes follow the axes as given in ascending order, negative ones first.
-        sizes = {axis: input_shape[axis] for axis in sorted(self._given_axes())}
+        sizes = {axis: input_shape[axis] for axis in self._ascending()}
         for name, wanted in (("gamma", scale), ("beta", center)):
             if wanted:
                 options = {kind: getattr(self, f"{name}_{kind}") for kind in _KINDS}
@@ -559,7 +569,7 @@ class _Normalization(keras.layers.Layer):
         """A parameter with the input's rank, so that it lines up with its axes."""
         if parameter is None:
             return None
-        sizes = {axis % rank: size for axis, size in self.input_spec.axes.items()}
+        sizes = dict(zip((axis % rank for axis in self._ascending()), parameter.shape, strict=True))
         return tf.reshape(parameter, [sizes.get(axis, 1) for axis in range(rank)])
 
     def _standardize(self, x, **options):
@@ -569,7 +579,7 @@ class _Normalization(keras.layers.Layer):
         y, mean, variance = standardize(
             x, self._reduction_axes(rank), self.epsilon, gamma=gamma, beta=beta, **options
         )
-        return tf.cast(y, self.compute_dtype), mean, variance
+        return y if self._keeps_dtype else tf.cast(y, self.compute_dtype), mean, variance
 
     def call(self, inputs):
         return self._standardize(inputs)[0]
@@ -740,15 +750,15 @@ class BatchNormalization(_Normalization):
     def _average(self, statistics):
         """Move each channel's statistics, together: none of those of which one is not finite."""
         moving = [getattr(self, name) for name in self._statistics]
-        finite = [
-            tf.math.is_finite(tf.cast(new, old.dtype)) for new, old in zip(statistics, moving, strict=True)
-        ]
-        finite = tf.reshape(functools.reduce(tf.logical_and, finite), moving[0].shape)
-        for variable, new in zip(moving, statistics, strict=True):
-            old = _widen(tf.convert_to_tensor(variable))
+        values = [tf.convert_to_tensor(variable) for variable in moving]
+        averages = []
+        for value, new in zip(values, statistics, strict=True):
+            old = _widen(value)
             new = tf.cast(tf.reshape(new, old.shape), old.dtype)
-            average = old * self.momentum + new * (1.0 - self.momentum)
-            variable.assign(tf.cast(tf.where(finite, average, old), variable.dtype))
+            averages.append(tf.cast(old * self.momentum + new * (1.0 - self.momentum), value.dtype))
+        finite = functools.reduce(tf.logical_and, map(tf.math.is_finite, averages))
+        for variable, average, value in zip(moving, averages, values, strict=True):
+            variable.assign(tf.where(finite, average, value))
 
 
 def _check_mask(mask, inputs):
@@ -762,8 +772,8 @@ def _check_mask(mask, inputs):
 
 
 def _sum_over_replicas(t):
-    context = tf.distribute.get_replica_context()
-    return t if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, t)
+    replica = tf.distribute.get_replica_context()
+    return t if replica is None else replica.all_reduce(tf.distribute.ReduceOp.SUM, t)
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -840,13 +850,15 @@ class GroupNormalization(_Normalization):
                 f"Received: groups={self.groups}"
             )
         super().build(input_shape)
-        self._pooling = None if groups == channels else (channel, groups)
 
     def _reduction_axes(self, rank):
         return tuple(axis for axis in range(1, rank) if axis not in self._features(rank))
 
     def call(self, inputs):
-        return self._standardize(inputs, groups=self._pooling)[0]
+        x = _floating(inputs)
+        [channel] = self._features(x.shape.rank)
+        each = self.groups in (-1, x.shape[channel])  # a group of one channel is pooled already
+        return self._standardize(x, groups=None if each else (channel, self.groups))[0]
 
 
 @keras.saving.register_keras_serializable("normlib")
@@ -881,7 +893,8 @@ class RMSNormalization(_Normalization):
 
     _keeps_rank = False
     _arguments = {"axis": -1, "epsilon": 1e-6}
-    _supports_mask, _autocasts, center = False, True, False
+    _keeps_dtype = _autocasts = rms_scaling = True
+    _supports_mask = center = False
     gamma_initializer, gamma_regularizer, gamma_constraint = "ones", None, None
 
     def _add_parameter(self, name, shape, options):

@@ -167,6 +167,49 @@ def test_ever_new_lengths_are_not_compiled_for_ever(rng):
     assert_close(open_sizes(x), layer(x), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["BatchNormalization", "LayerNormalization", "GroupNormalization"])
+def test_nothing_is_logged(name, rng, caplog):
+    """Neither that kernels are traced again for other shapes, nor what AutoGraph cannot read."""
+    layer = getattr(normlib, name)(**{"groups": 2} if name.startswith("Group") else {})
+    layer.build((None, None, 6))
+    normlib._shapes.clear()
+    normlib._function.cache_clear()
+    caplog.set_level("WARNING", tf.get_logger().name)
+    tf.get_logger().addHandler(caplog.handler)
+    try:
+        for batch in range(1, 9):
+            for length in range(2, 6):
+                x = tf.constant(random(rng, (batch, length, 6), "float32"))
+                call(layer, x)
+
+        @tf.function
+        def direct(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = normlib.standardize(x, (1, 2), 1e-3, gamma=tf.ones([1, *x.shape[1:]]))[0] + layer.call(x)
+            return tape.gradient(y, x)
+
+        direct(x)
+    finally:
+        tf.get_logger().removeHandler(caplog.handler)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_under_tensorflows_check_of_numbers(make, arguments, rng):
+    """It calls back at each operation, which a compiled kernel cannot."""
+    layer = build(make, arguments, LARGE, "float32", rng)
+    x = tf.constant(random(rng, LARGE, "float32"))
+    expected = call(layer, x)
+    normlib._function.cache_clear()
+    tf.debugging.enable_check_numerics()
+    try:
+        found = call(layer, x)
+    finally:
+        tf.debugging.disable_check_numerics()
+    assert_close(found, expected, 1e-5)
+
+
 FIT = """
 import keras, numpy as np, normlib
 model = keras.Sequential([

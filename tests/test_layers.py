@@ -627,6 +627,66 @@ def test_moving_statistics_that_overflow_float16_are_not_averaged_in(rng):
     assert np.isfinite(layer.moving_variance).all()
 
 
+def test_a_variance_that_overflows_float16_is_averaged_in_where_the_average_does_not(rng):
+    x = tf.constant(rng.uniform(-600, 600, (64, 3)), "float16")
+    layers = [
+        make(momentum=0.9, dtype="float16")
+        for make in (normlib.BatchNormalization, keras.layers.BatchNormalization)
+    ]
+    for layer in layers:
+        layer(x, training=True)
+    ours, theirs = (np.float32(layer.moving_variance) for layer in layers)
+    assert np.var(np.float32(x)) > np.finfo("float16").max > ours.max()
+    np.testing.assert_allclose(ours, theirs, rtol=2e-3)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "float64"])
+def test_the_dtype_of_an_rms_normalization_is_kerass(policy, autocast):
+    for dtype in ("float16", "float32", "float64"):
+        ours, theirs = (
+            make.RMSNormalization(dtype=policy, autocast=autocast)(tf.ones([2, 3], dtype)).dtype
+            for make in (normlib, keras.layers)
+        )
+        assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "name", ["BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"]
+)
+def test_a_layer_whose_input_specification_is_changed(name, rng):
+    make, arguments = getattr(normlib, name), {"groups": 2} if name.startswith("Group") else {}
+
+    class Changed(make):
+        def build(self, input_shape):
+            super().build(input_shape)
+            self.input_spec = keras.layers.InputSpec(ndim=4)
+
+    layer, plain = Changed(**arguments), make(**arguments)
+    x = random(rng, (3, 4, 4, 6), "float32")
+    np.testing.assert_array_equal(layer(x), plain(x))
+    layer.input_spec = None
+    np.testing.assert_array_equal(layer(x), plain(x))
+
+
+def test_a_layer_whose_parameters_are_made_by_a_subclass(rng):
+    class Own(normlib.GroupNormalization):
+        def build(self, input_shape):
+            self.gamma = self.add_weight(shape=input_shape[-1:], initializer="ones")
+
+    x = random(rng, (3, 4, 4, 6), "float32")
+    np.testing.assert_array_equal(Own(2)(x), normlib.GroupNormalization(2)(x))
+
+
+@pytest.mark.parametrize("name", ["BatchNormalization", "LayerNormalization", "RMSNormalization"])
+def test_a_layer_is_built_once(name):
+    for make in (normlib, keras.layers):
+        layer = getattr(make, name)()
+        layer.build((None, 3))
+        with pytest.raises(ValueError, match="already built"):
+            layer.build((None, 3))
+
+
 # --- weight normalization: all that the wrapped layer does ----------------------------------------------------------
 
 
