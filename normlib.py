@@ -573,7 +573,6 @@ class _Normalization(keras.layers.Layer):
         return tf.reshape(parameter, [sizes.get(axis, 1) for axis in range(rank)])
 
     def _standardize(self, x, **options):
-        x = _floating(x)
         rank = x.shape.rank
         gamma, beta = (self._broadcast(parameter, rank) for parameter in (self.gamma, self.beta))
         y, mean, variance = standardize(
@@ -582,7 +581,7 @@ class _Normalization(keras.layers.Layer):
         return y if self._keeps_dtype else tf.cast(y, self.compute_dtype), mean, variance
 
     def call(self, inputs):
-        return self._standardize(inputs)[0]
+        return self._standardize(_floating(inputs))[0]
 
     def compute_output_shape(self, input_shape):
         self._check_axes(input_shape)
@@ -902,7 +901,7 @@ class RMSNormalization(_Normalization):
         return self.scale
 
     def call(self, x):
-        return self._standardize(x, center=False)[0]
+        return self._standardize(_floating(x), center=False)[0]
 
 
 # --------------------------------------------------------------------------------------------------------------
