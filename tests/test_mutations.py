@@ -55,7 +55,7 @@ FAULTS = {
         "pass",
         "gradients",
     ),
-    "RMS normalization is centred": ("(x, center=False)[0]", "(x)[0]", "gradients"),
+    "RMS normalization is centred": ("(x), center=False)[0]", "(x))[0]", "gradients"),
     "second derivatives take the statistics for constants": (
         "statistics = _standardize(plan, *inputs)[1:]",
         "statistics = [tf.stop_gradient(s) for s in _standardize(plan, *inputs)[1:]]",
