@@ -205,7 +205,7 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     else:  # a parameter varies along these axes: its gradient needs what is not summed yet
         sum_dy, sum_dy_x_hat = dy, dy_x_hat
         sums = _dot(plan, dy, gamma), _dot(plan, dy_x_hat, gamma)
-    along_one, along_x_hat = (_combine(plan, t) / tf.maximum(count, 1.0) for t in sums)
+    along_one, along_x_hat = (_combine(plan, t, x) / tf.maximum(count, 1.0) for t in sums)
     inexpressible = along_one + x_hat * along_x_hat if plan.center else x_hat * along_x_hat
     if plan.mask is not None:
         inexpressible = tf.where(plan.mask, inexpressible, 0.0)
@@ -220,23 +220,23 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     return gradients
 
 
-def _combine(plan, sums):
+def _combine(plan, sums, x):
     """Sums over the axes to sums over the averaged set: over a group's channels and over the replicas too."""
-    sums = sums if plan.groups is None else _pool(sums, *plan.groups)
+    sums = _pool(plan, sums, x)
     return sums if plan.all_reduce is None else plan.all_reduce(sums)
 
 
 def _mean(plan, t, count):
     """The mean over the averaged set; 0 where nothing counts."""
     counted = t if plan.mask is None else tf.where(plan.mask, t, 0.0)
-    return _combine(plan, _sum(plan, counted, plan.axes, computed=True)) / tf.maximum(count, 1.0)
+    return _combine(plan, _sum(plan, counted, plan.axes, computed=True), t) / tf.maximum(count, 1.0)
 
 
 def _count(plan, x):
     """How many elements an averaged set has."""
     dtype = _wide(x.dtype)
     if plan.mask is not None:
-        return _combine(plan, _sum(plan, tf.cast(plan.mask, dtype), plan.axes))
+        return _combine(plan, _sum(plan, tf.cast(plan.mask, dtype), plan.axes), x)
     sizes = [x.shape[axis] or tf.cast(tf.shape(x)[axis], dtype) for axis in plan.axes]
     if plan.groups:
         sizes.append(x.shape[plan.groups[0]] // plan.groups[1])
@@ -273,15 +273,24 @@ def _near_the_mean(plan, x):
         element = first_along(plan.axes, first)
         element = tf.reduce_sum(element, plan.axes, keepdims=True)  # keeps its shape where the batch is empty
         near = element + tf.reduce_mean(first - element, plan.axes, keepdims=True)
-    return near if plan.groups is None else _pool(near, *plan.groups, tf.reduce_mean)
+    return _pool(plan, near, x, tf.reduce_mean)
 
 
-def _pool(t, axis, groups, reduce=tf.reduce_sum):
-    """Reduce over the channels of each group, and give every channel its group's result."""
+def _pool(plan, t, x, reduce=tf.reduce_sum):
+    """Reduce what was made of x over the channels of each group, and give every channel its group's result."""
+    if plan.groups is None:
+        return t
+    axis, groups = plan.groups
+    if groups == 1:
+        return reduce(t, axis, keepdims=True)
     shape = tf.shape(t)
     split = tf.concat([shape[:axis], [groups, t.shape[axis] // groups], shape[axis + 1 :]], 0)
     pooled = reduce(tf.reshape(t, split), axis + 1, keepdims=True)
-    return tf.reshape(tf.broadcast_to(pooled, split), shape)
+    pooled = tf.reshape(tf.broadcast_to(pooled, split), shape)
+    if _is_small(x):
+        return pooled
+    # XLA writes sums to memory. Otherwise each loop over x would look up every element's group: a slow division.
+    return tf.reduce_sum(tf.stack([pooled, tf.zeros_like(pooled)]), 0)
 
 
 def _sum(plan, t, axes, computed=False):

@@ -75,8 +75,8 @@ def standardizing(fault):
 
         def average(t):
             mean = tf.reduce_mean(t, axes, keepdims=True)
-            pooled = groups and fault != "without the group's channels"
-            mean = normlib._pool(mean, *groups, tf.reduce_mean) if pooled else mean
+            pooled = None if fault == "without the group's channels" else groups
+            mean = normlib._pool(normlib._Plan(axes, groups=pooled), mean, x, tf.reduce_mean)
             return mean[:1] if fault == "the first image's statistics" else mean
 
         if fault == "dx 1% too large":
