@@ -53,14 +53,23 @@ def test_a_deep_jitted_step_computes_no_layer_twice(make, arguments, shape, rng)
                 x = call(layer, x + tf.nn.relu(x @ w))
             return x
 
-        x = random(rng, shape, "float32")
-        step = tf.function(lambda x: gradients(network, x, [], x), jit_compile=True)
-        program = step.experimental_get_compiler_ir(x)(stage="optimized_hlo")
-        return max(
-            kernel.count("\n") for kernel in re.split(r"\n\n(?!ENTRY)", program)[1:] if "ENTRY" not in kernel
-        )
+        return max(kernel.count("\n") for kernel in kernels(network, random(rng, shape, "float32")))
 
     assert longest_kernel(6) <= longest_kernel(3)
+
+
+def kernels(function, x):
+    """The kernels, as text, into which a function and its gradient are compiled."""
+    step = tf.function(lambda x: gradients(function, x, [], x), jit_compile=True)
+    program = step.experimental_get_compiler_ir(x)(stage="optimized_hlo")
+    return [kernel for kernel in re.split(r"\n\n(?!ENTRY)", program)[1:] if "ENTRY" not in kernel]
+
+
+def test_no_kernel_looks_up_the_group_of_every_element(rng):
+    layer = build(normlib.GroupNormalization, {"groups": 2}, LARGE, "float32", rng)
+    read = [kernel.partition("->")[0] for kernel in kernels(layer, random(rng, LARGE, "float32"))]
+    over_x = [inputs for inputs in read if "f32[8,28,28,6]" in inputs]
+    assert over_x and not any("f32[8,1,1,2]" in inputs for inputs in over_x)
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
