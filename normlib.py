@@ -25,7 +25,7 @@ Decisions, each stated once and tested:
 * gradients are right to every order: the backward pass has a derivative of its own.
 """
 
-import collections
+import collections.abc
 import contextlib
 import functools
 import inspect
@@ -62,6 +62,8 @@ COMPILE_FROM = 32_768
 COMPILED_SHAPES = 8
 # Elements of an averaged row of which the first is not taken for a value near the mean.
 LONG = 4096
+# Elements of a row that is summed as a product with ones: fewer fill no vector, of more one chain rounds too much.
+PRODUCTS = range(8, 4097)
 # Slices that are added up on the way: of more, the compiler would write each to memory first.
 SLICES = 14
 
@@ -100,10 +102,22 @@ def standardize(
         `(y, mean, variance)`: y in x's dtype, the statistics in at least float32, NaN where nothing was counted. No
         gradient flows through the two statistics themselves; y's gradient accounts for them.
 
+    Raises:
+        ValueError: an axis out of bounds or repeated, a negative epsilon, groups that do not divide the channels.
+        TypeError: an input that is not floating-point.
+
     Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), Algorithm 1 and the gradients below it.
     """
-    axes = tuple(sorted(axis % x.shape.rank for axis in axes))
-    plan = _Plan(axes, float(epsilon), center, groups, gamma is not None, beta is not None, mask, all_reduce)
+    x = _floating(x)
+    axes, epsilon = _distinct(axes, x.shape), _number("epsilon", epsilon, math.inf)
+    if groups is not None:
+        [axis], number = _distinct(groups[0], x.shape), groups[1]
+        if number < 1 or x.shape[axis] is None or x.shape[axis] % number:
+            raise ValueError(
+                f"Expected groups that divide the channels. Received: groups={groups}, input shape {tuple(x.shape)}"
+            )
+        groups = axis, number
+    plan = _Plan(axes, epsilon, center, groups, gamma is not None, beta is not None, mask, all_reduce)
     run = functools.partial(_run, plan)
     if mask is not None:
         x = _countable(x, mask)
@@ -131,7 +145,7 @@ def standardize(
 
     y, origin, residue, variance, count = forward(x, *(p for p in (gamma, beta) if p is not None))
     statistics = origin + residue, variance
-    if plan.mask is not None or plan.all_reduce or not x.shape.num_elements():  # perhaps nothing was counted
+    if not (plan.compilable and x.shape.num_elements()):  # perhaps nothing was counted
         statistics = (tf.where(count > 0, s, math.nan) for s in statistics)
     return y, *map(tf.stop_gradient, statistics)
 
@@ -287,10 +301,7 @@ def _pool(plan, t, x, reduce=tf.reduce_sum):
     split = tf.concat([shape[:axis], [groups, t.shape[axis] // groups], shape[axis + 1 :]], 0)
     pooled = reduce(tf.reshape(t, split), axis + 1, keepdims=True)
     pooled = tf.reshape(tf.broadcast_to(pooled, split), shape)
-    if _is_small(x):
-        return pooled
-    # XLA writes sums to memory. Otherwise each loop over x would look up every element's group: a slow division.
-    return tf.reduce_sum(tf.stack([pooled, tf.zeros_like(pooled)]), 0)
+    return pooled if _is_small(x) else _summed(pooled)
 
 
 def _sum(plan, t, axes, computed=False):
@@ -305,8 +316,8 @@ def _sum(plan, t, axes, computed=False):
         return sums if plan.groups is None else _apart(sums)  # read twice: computed once
     if computed and plan.compilable:
         t = _add_slices(t, axes)
-    if _are_last(axes, t) and 8 <= (row := t.shape[-1] or 0) <= LONG:
-        t, axes = t @ tf.ones([row, 1], t.dtype), axes[:-1]
+    if _are_last(axes, t) and t.shape[-1] in PRODUCTS:
+        t, axes = _product(t, axes[-1:], tf.ones([t.shape[-1]], t.dtype)), axes[:-1]
         if not axes:
             return t
     if len(axes) > 1:
@@ -334,16 +345,30 @@ def _apart(t):
     return tf.maximum(t, -math.inf)
 
 
+def _summed(t):
+    """The same values, as sums: XLA writes these to memory, and no loop over x looks up every element's group."""
+    return tf.reduce_sum(tf.stack([t, tf.zeros_like(t)]), 0)
+
+
 def _dot(plan, t, parameter):
     """Sum of t times a parameter over the averaged axes; as a matrix-vector product where both are rows."""
     axes = plan.axes
     if not _are_last(axes, t) or tuple(parameter.shape) != (1,) * axes[0] + tuple(t.shape[axes[0] :]):
         return _sum(plan, t * parameter, axes, computed=True)
-    sums = tf.reshape(t, [-1, parameter.shape.num_elements()]) @ tf.reshape(parameter, [-1, 1])
+    return _product(t, axes, parameter)
+
+
+def _product(t, axes, vector):
+    """Sums over the last axes of t times a vector, by a product of matrices.
+
+    Of more dimensions, one of them 1, TensorFlow's product on the CPU (oneDNN) is wrong, and writes beyond its memory.
+    """
+    sums = tf.reshape(t, [-1, vector.shape.num_elements()]) @ tf.reshape(vector, [-1, 1])
     return tf.reshape(sums, tf.concat([tf.shape(t)[: axes[0]], [1] * len(axes)], 0))
 
 
 def _is_small(t):
+    """Of a known small size; an empty tensor is not: it has no first element for `_near_the_mean`."""
     return (t.shape.num_elements() or COMPILE_FROM) < COMPILE_FROM
 
 
@@ -362,38 +387,25 @@ def _widen(t):
 def _run(plan, kernel, *tensors):
     """Run a kernel compiled where it is large, operation by operation where it is small or cannot be compiled ahead."""
     plain = functools.partial(kernel, plan, *tensors)
-    if not (plan.compilable and _may_be_compiled(plan, kernel, tensors)):
-        return plain()
     shape, size = tuple(tensors[0].shape), tensors[0].shape.num_elements()
-    function = functools.partial(
-        _function(kernel, plan, size is None or size >= COMPILE_FROM, shape), *tensors
-    )
+    # Compiled is what has no size open but the batch's. Callbacks, such as a debugger's, XLA cannot call.
+    if not plan.compilable or None in shape[1:] or context.context().op_callbacks:
+        return plain()
+    large = size is None or size >= COMPILE_FROM  # small ones take no place of a larger one's
+    parameters = [(tuple(t.shape), t.dtype) for t in tensors[len(tensors) - plan.scale - plan.shift :]]
+    functions = _functions[kernel, plan, large, len(shape), tensors[0].dtype, *parameters]
+    if shape not in functions:  # one for each, or TensorFlow would warn that it is traced again
+        if len(functions) >= COMPILED_SHAPES:
+            return plain()  # each costs a compilation
+        made = tf.function(functools.partial(kernel, plan), jit_compile=large, autograph=False)
+        functions.setdefault(shape, made)  # another thread may have been faster
+    function = functools.partial(functions[shape], *tensors)
     if size is None:
         return tf.cond(tf.size(tensors[0]) >= COMPILE_FROM, function, plain)
-    return function() if size >= COMPILE_FROM or tf.executing_eagerly() else plain()
+    return function() if large or tf.executing_eagerly() else plain()
 
 
-@functools.cache
-def _function(kernel, plan, jit, shape):
-    """A kernel as a function of TensorFlow's; one for each shape, or TensorFlow would warn that it is traced again."""
-    return tf.function(functools.partial(kernel, plan), jit_compile=jit, autograph=False)
-
-
-def _may_be_compiled(plan, kernel, tensors):
-    """Whether only the batch's size is open, and the kernel is not met in ever new shapes: each costs a compilation."""
-    shape = tuple(tensors[0].shape)
-    if None in shape[1:] or context.context().op_callbacks:  # these, such as a debugger's, XLA cannot call
-        return False
-    parameters = [tuple(t.shape) for t in tensors[len(tensors) - plan.scale - plan.shift :]]
-    size = tensors[0].shape.num_elements()
-    small = size is not None and size < COMPILE_FROM  # these are not compiled, and take no other's place
-    shapes = _shapes[kernel, plan, small, len(shape), *parameters]
-    if len(shapes) < COMPILED_SHAPES:
-        shapes.add(shape)
-    return shape in shapes
-
-
-_shapes = collections.defaultdict(set)
+_functions = collections.defaultdict(dict)  # by shape
 
 
 @tf.autograph.experimental.do_not_convert
@@ -414,21 +426,23 @@ def weight_normalize(v, g, axes):
         w in v's dtype. A vector of length zero has no direction: its w and its dv are zero, never NaN.
 
     Raises:
-        ValueError: a g of another shape.
+        ValueError: a g of another shape, an axis out of bounds or repeated.
+        TypeError: a v or g that is not floating-point.
 
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
     """
-    axes = tuple(sorted(axis % len(v.shape) for axis in axes))
+    v, g = _floating(v), _floating(g)
+    axes = _distinct(axes, v.shape)
     if tuple(g.shape) != (expected := _of_units(v.shape, axes)):
         raise ValueError(f"Expected a g of shape {expected}. Received: g.shape={tuple(g.shape)}")
-    run = functools.partial(_run, _Plan(axes, scale=True))
+    run = functools.partial(_run, _Plan(axes, scale=True))  # g is its one parameter
 
     @tf.custom_gradient
     def forward(v, g):
         # Built of differentiable operations of v and g alone, the gradients have right derivatives as they are.
         return run(_weight_normalize, v, g), lambda dw: run(_weight_normalize_gradients, dw, v, g)
 
-    return tf.cast(forward(_widen(v), _widen(g)), v.dtype)
+    return tf.cast(forward(_widen(v), tf.cast(g, _wide(v.dtype))), v.dtype)
 
 
 def _of_units(shape, axes):
@@ -461,27 +475,20 @@ def _inverse_length(plan, v):
 
 # What a weight's options are; Keras has a module of each.
 _KINDS = ("initializer", "regularizer", "constraint")
-# Options of gamma and beta, in Keras's order, with their defaults.
-_PARAMETERS = {
-    "beta_initializer": "zeros",
-    "gamma_initializer": "ones",
-    "beta_regularizer": None,
-    "gamma_regularizer": None,
-    "beta_constraint": None,
-    "gamma_constraint": None,
-}
+# Arguments that most layers take, in Keras's order, with their defaults.
+_INITIALIZERS = {"beta_initializer": "zeros", "gamma_initializer": "ones"}
+_PARAMETERS = _INITIALIZERS | {f"{name}_{kind}": None for kind in _KINDS[1:] for name in ("beta", "gamma")}
+_USUAL = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True} | _PARAMETERS
 
 
 class _Normalization(keras.layers.Layer):
     """What the layers share: arguments and their checks, gamma and beta, the configuration.
 
-    A layer says in `_arguments` what it takes, in Keras's order, with the defaults; the axes given carry the parameters
-    (`_features`); `_reduction_axes` says which are averaged: here, the same.
+    A layer says in `_arguments` what it takes, in Keras's order, with the defaults.
     """
 
-    _arguments: typing.ClassVar = {}
-    _several_axes = True  # may be given
-    _keeps_rank = True  # every later input has the first one's rank
+    _arguments = {}
+    _several_axes = False  # may be given; otherwise every later input has the first one's rank
     _keeps_dtype = False  # the output's is the input's, also where that is not cast
     _autocasts = False
     _supports_mask = center = scale = True
@@ -526,7 +533,7 @@ class _Normalization(keras.layers.Layer):
     def _given_axes(self):
         return self.axis if isinstance(self.axis, list) else [self.axis]
 
-    def _ascending(self):
+    def _in_keras_order(self):
         """The axes in the order of the parameters' sizes: as in Keras, as they are given, negative ones first."""
         return sorted(self._given_axes())
 
@@ -535,38 +542,34 @@ class _Normalization(keras.layers.Layer):
         return sorted(axis % rank for axis in self._given_axes())
 
     def _reduction_axes(self, rank):
-        """The averaged axes, ascending and non-negative."""
+        """The averaged axes, ascending and non-negative: here, the same."""
         return tuple(self._features(rank))
 
     def _check_axes(self, shape):
-        rank, received = len(shape), f"Received: axis={self.axis}, input shape {tuple(shape)}"
-        if rank < 2:
+        received = f"Received: axis={self.axis}, input shape {tuple(shape)}"
+        if len(shape) < 2:
             raise ValueError(f"Expected an input of rank 2 or more: a batch and its features. {received}")
         if not self._given_axes():
             raise ValueError(f"Expected at least one axis. {received}")
-        for axis in self._given_axes():
-            if not -rank <= axis < rank:
-                raise ValueError(f"Axis {axis} is out of bounds for input shape {tuple(shape)}. {received}")
-        if len(set(self._features(rank))) < len(self._given_axes()):
-            raise ValueError(f"Expected each axis once. {received}")
+        _distinct(self.axis, shape)
 
     def build(self, input_shape):
         self._check_axes(input_shape)
         center, scale = self.center and not self.rms_scaling, self.rms_scaling or self.scale
-        sized = center or scale or self._keeps_rank
+        sized = center or scale or not self._several_axes
         for axis in self._given_axes():
             if sized and input_shape[axis] is None:
                 raise ValueError(
                     f"Axis {axis} of input tensor should have a defined dimension but the layer received an input "
                     f"with shape {tuple(input_shape)}. Received: axis={self.axis}"
                 )
-        sizes = {axis: input_shape[axis] for axis in self._ascending()}
+        sizes = {axis: input_shape[axis] for axis in self._in_keras_order()}
         for name, wanted in (("gamma", scale), ("beta", center)):
             if wanted:
                 options = {kind: getattr(self, f"{name}_{kind}") for kind in _KINDS}
                 setattr(self, name, self._add_parameter(name, tuple(sizes.values()), options))
         self.input_spec = keras.layers.InputSpec(
-            ndim=len(input_shape) if self._keeps_rank else None,
+            ndim=None if self._several_axes else len(input_shape),
             min_ndim=max(axis + 1 if axis >= 0 else -axis for axis in sizes),
             axes=sizes if sized else None,
         )
@@ -578,7 +581,7 @@ class _Normalization(keras.layers.Layer):
         """A parameter with the input's rank, so that it lines up with its axes."""
         if parameter is None:
             return None
-        sizes = dict(zip((axis % rank for axis in self._ascending()), parameter.shape, strict=True))
+        sizes = dict(zip((axis % rank for axis in self._in_keras_order()), parameter.shape, strict=True))
         return tf.reshape(parameter, [sizes.get(axis, 1) for axis in range(rank)])
 
     def _standardize(self, x, **options):
@@ -597,8 +600,7 @@ class _Normalization(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        config = {name: getattr(self, name) for name in self._arguments}
-        config = {name: keras.saving.serialize_keras_object(value) for name, value in config.items()}
+        config = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in self._arguments}
         return {**super().get_config(), **config}
 
 
@@ -621,6 +623,19 @@ def _integer(name, value):
         ) from None
 
 
+def _distinct(axis, shape):
+    """One or several axes of a shape, ascending and non-negative."""
+    rank, received = len(shape), f"Received: axis={axis}, input shape {tuple(shape)}"
+    axes = [*axis] if isinstance(axis, collections.abc.Iterable) else [axis]
+    for each in axes:
+        if not -rank <= each < rank:
+            raise ValueError(f"Axis {each} is out of bounds for input shape {tuple(shape)}. {received}")
+    found = tuple(sorted(each % rank for each in axes))
+    if len(set(found)) < len(found):
+        raise ValueError(f"Expected each axis once. {received}")
+    return found
+
+
 def _floating(x):
     x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating:
@@ -634,7 +649,7 @@ class LayerNormalization(_Normalization):
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, the statistics over `axis`, sample by sample.
 
-    Shapes: input any rank from 2; gamma and beta have the sizes of the normalized axes, in ascending order; output
+    Shapes: input any rank from 2; gamma and beta have the sizes of the axes, in the order of `sorted(axis)`; output
         like the input.
 
     Args:
@@ -652,10 +667,8 @@ class LayerNormalization(_Normalization):
     Reference: arXiv:1607.06450, equation 3.
     """
 
-    _keeps_rank = False
-    _arguments = (
-        {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True} | _PARAMETERS | {"rms_scaling": False}
-    )
+    _several_axes = True
+    _arguments = _USUAL | {"rms_scaling": False}
 
     def call(self, inputs):
         if not self.rms_scaling:
@@ -677,6 +690,8 @@ class BatchNormalization(_Normalization):
 
     In inference, and where `trainable` is False, the moving statistics take the place of the batch's. Statistics of
     nothing (an empty batch, a mask that is False throughout) or that are not finite are not averaged in.
+
+    Under `tf.distribute` the moving statistics are means over the replicas (Keras's layer keeps those of one).
 
     As with Keras's layer, a forward pass that is computed again (checkpointing) averages again; `tf.vectorized_map`
     averages in only its first element's statistics; and on several CPU devices TensorFlow refuses to compile a
@@ -706,10 +721,9 @@ class BatchNormalization(_Normalization):
     Reference: arXiv:1502.03167, Algorithms 1 and 2.
     """
 
-    _several_axes = False
     _arguments = (
         {"axis": -1, "momentum": 0.99, "epsilon": 1e-3, "center": True, "scale": True}
-        | {name: _PARAMETERS[name] for name in ("beta_initializer", "gamma_initializer")}
+        | _INITIALIZERS
         | {"moving_mean_initializer": "zeros", "moving_variance_initializer": "ones"}
         | _PARAMETERS
         | {"renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99, "synchronized": False}
@@ -732,18 +746,17 @@ class BatchNormalization(_Normalization):
 
     def call(self, inputs, training=None, mask=None):
         x = _floating(inputs)
-        _check_mask(mask, x)
+        if mask is not None:
+            _check_mask(mask, x)
         averages = training and self.trainable
         if not (averages or self._collect):
             return self._infer(x)
-        options = {}
         if mask is not None:
-            options["mask"] = tf.broadcast_to(tf.cast(mask, "bool")[..., None], tf.shape(x))
-        if self.synchronized:
-            options["all_reduce"] = _sum_over_replicas
-        y, *statistics = self._standardize(x, **options)
+            mask = tf.broadcast_to(tf.cast(mask, "bool")[..., None], tf.shape(x))
+        all_reduce = _sum_over_replicas if self.synchronized else None
+        y, *statistics = self._standardize(x, mask=mask, all_reduce=all_reduce)
         if self._collect:
-            counted = tf.size(x) if mask is None else tf.math.count_nonzero(options["mask"])
+            counted = tf.size(x) if mask is None else tf.math.count_nonzero(mask)
             self._collect(counted, *statistics)
         else:
             self._average(statistics)
@@ -770,8 +783,6 @@ class BatchNormalization(_Normalization):
 
 
 def _check_mask(mask, inputs):
-    if mask is None:
-        return
     received = f"Received: mask.shape={tuple(mask.shape)}, inputs.shape={tuple(inputs.shape)}"
     if len(mask.shape) != len(inputs.shape) - 1:
         raise ValueError(f"The mask provided should be one dimension less than the inputs. {received}")
@@ -842,8 +853,7 @@ class GroupNormalization(_Normalization):
     Reference: arXiv:1803.08494, equation 7.
     """
 
-    _several_axes = False
-    _arguments = {"groups": 32, "axis": -1, "epsilon": 1e-3, "center": True, "scale": True} | _PARAMETERS
+    _arguments = {"groups": 32} | _USUAL
 
     def build(self, input_shape):
         self._check_axes(input_shape)
@@ -851,7 +861,7 @@ class GroupNormalization(_Normalization):
         if channel == 0:
             raise ValueError(f"Expected a channel axis other than the batch's. Received: axis={self.axis}")
         groups = channels if self.groups == -1 else self.groups
-        if channels and (channels < groups or channels % groups):
+        if channels and channels % groups:
             raise ValueError(
                 f"Expected groups that divide the channels: their number ({groups}) cannot be more than the number of "
                 f"channels ({channels}), and times their size it must be a multiple of the number of channels. "
@@ -878,7 +888,7 @@ class InstanceNormalization(GroupNormalization):
     Reference: arXiv:1607.08022, equation 1.
     """
 
-    _arguments = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True} | _PARAMETERS
+    _arguments = _USUAL
     groups = -1
 
 
@@ -888,7 +898,8 @@ class RMSNormalization(_Normalization):
 
     y = scale * x / sqrt(mean(x^2) + epsilon), the mean over `axis`, sample by sample.
 
-    Shapes: input any rank from 2; scale has the sizes of the normalized axes, ascending; output like the input.
+    Shapes: input any rank from 2; scale has the sizes of the axes, in the order of `sorted(axis)`; output like the
+        input.
 
     Args:
         axis: int or list of ints, the normalized axes, which also carry the scale. Default -1.
@@ -899,9 +910,8 @@ class RMSNormalization(_Normalization):
     Reference: arXiv:1910.07467, equation 4.
     """
 
-    _keeps_rank = False
     _arguments = {"axis": -1, "epsilon": 1e-6}
-    _keeps_dtype = _autocasts = rms_scaling = True
+    _several_axes = _keeps_dtype = _autocasts = rms_scaling = True
     _supports_mask = center = False
     gamma_initializer, gamma_regularizer, gamma_constraint = "ones", None, None
 
@@ -950,7 +960,7 @@ class WeightNormalization(keras.layers.Wrapper):
         self._remat_mode = self._remat_mode or layer._remat_mode
         if self._remat_mode and layer.name in self._remat_mode.layer_names:
             self._remat_mode = self._remat_mode._replace(layer_names=[self.name])
-        self._waits_for_data, self._axes = False, {}
+        self._from_data, self._axes = None, {}  # in `initialize_from_data`: "wait", then "set"
 
     def build(self, input_shape=None):
         super().build(input_shape)
@@ -966,6 +976,8 @@ class WeightNormalization(keras.layers.Wrapper):
 
     def _parts(self):
         """For each kernel v, the axes of one weight vector, and g. Kept by name: v is the layer's variable alone."""
+        if not self.built:
+            raise ValueError(f"Expected a layer that is built. Received: {self!r}")
         parts = []
         for name, axes in self._axes.items():
             v, g = getattr(self.layer, name), getattr(self, name.replace("kernel", "g"))
@@ -978,14 +990,18 @@ class WeightNormalization(keras.layers.Wrapper):
         return parts
 
     def kernels(self):
-        """The kernels w that the wrapped layer computes with: for each v a tensor of its shape."""
+        """The kernels w that the wrapped layer computes with: for each v a tensor of its shape.
+
+        Raises:
+            ValueError: the wrapper is not built, or a kernel was quantized or adapted.
+        """
         return [
             weight_normalize(tf.convert_to_tensor(v), tf.reshape(g, _of_units(v.shape, axes)), axes)
             for v, axes, g in self._parts()
         ]
 
     def call(self, inputs, **kwargs):
-        if self._waits_for_data:
+        if self._from_data:
             self._set_from_data(inputs)
         kernels = {id(v): w for (v, *_), w in zip(self._parts(), self.kernels(), strict=True)}
         # Within the scope, the layer reads w where it would read v. Its other variables are given as they are: a scope
@@ -995,7 +1011,7 @@ class WeightNormalization(keras.layers.Wrapper):
             before = dict(scope.state_mapping)
             outputs = self.layer(inputs, **kwargs)
         for variable in self.layer.non_trainable_variables:  # what the layer assigned, the scope has caught
-            if (value := scope.get_current_value(variable)) is not before[id(variable)]:
+            if (value := scope.get_current_value(variable)) is not before.get(id(variable)):
                 variable.assign(value)
         for loss in scope.losses:
             self.add_loss(tf.identity(loss))  # another tensor than the layer's own, and so counted once
@@ -1015,22 +1031,27 @@ class WeightNormalization(keras.layers.Wrapper):
             raise ValueError(
                 f"Expected a wrapped layer with a bias for each g, in the same order. Received: {layer!r}"
             )
-        self._waits_for_data = False
-        with _for_now("activation", {layer: keras.activations.linear}):
+        if self._from_data == "set":
+            raise ValueError(f"Expected a model that calls {layer.name} once. Received: another call")
+        with _for_now("activation", {layer: keras.activations.linear}), _for_now("_from_data", {self: None}):
             g.assign(tf.ones_like(g))
-            layer.bias.assign(tf.zeros_like(layer.bias))
+            bias.assign(tf.zeros_like(bias))
             t = _widen(self(inputs))
         channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
         start = 1 if channels_first else t.shape.rank - len(bias.shape)
         units = [start + axis for axis, size in enumerate(bias.shape) if size > 1]
-        mean, variance = tf.nn.moments(t, [axis for axis in range(t.shape.rank) if axis not in units])
-        if not bool(tf.reduce_all(variance > 0)):
+        others = [axis for axis in range(t.shape.rank) if axis not in units]
+        _, mean, variance = standardize(t, others, epsilon=0.0)
+        # By so much equal outputs may differ.
+        rounding = 4 * np.finfo(t.dtype.as_numpy_dtype).eps * tf.reduce_max(tf.abs(t))
+        if not bool(tf.reduce_all((variance > tf.square(rounding)) & tf.math.is_finite(variance))):
             raise ValueError(
-                f"Expected inputs with which every output of {layer.name} varies. Received: {inputs!r}"
+                f"Expected inputs with which every output of {layer.name} varies, and is finite. Received: {inputs!r}"
             )
         inv_std = tf.math.rsqrt(variance)
-        g.assign(tf.cast(tf.reshape(inv_std, g.shape), g.dtype))
-        layer.bias.assign(tf.cast(tf.reshape(-mean * inv_std, layer.bias.shape), layer.bias.dtype))
+        g.assign(tf.reshape(inv_std, g.shape))
+        bias.assign(tf.reshape(-mean * inv_std, bias.shape))
+        self._from_data = "set"
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
@@ -1043,11 +1064,8 @@ class WeightNormalization(keras.layers.Wrapper):
 
         The wrapper stays what it was: v is now w, and g its length.
 
-        Raises:
-            ValueError: the wrapper is not built.
+        Raises: as `kernels`.
         """
-        if not self.built:
-            raise ValueError(f"Expected a layer that is built. Received: {self!r}")
         for (v, axes, g), w in zip(self._parts(), self.kernels(), strict=True):
             v.assign(w)
             g.assign(_length(w, axes))  # a negative g has turned w round
@@ -1117,8 +1135,8 @@ def initialize_from_data(model, inputs):
         inputs: floating-point tensor, one batch of the model's inputs.
 
     Raises:
-        ValueError: the model holds no such layer, or one whose outputs do not vary, or one without a bias for each of
-            its outputs. The model is then as it was.
+        ValueError: the model holds no such layer, one that is called several times (as in `TimeDistributed`), one whose
+            outputs do not vary or are not finite, or one without a bias for each of them. The model is then as it was.
 
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), section 3.
     """
@@ -1126,7 +1144,7 @@ def initialize_from_data(model, inputs):
     layers = _layers_of(WeightNormalization, model)
     before = model.get_weights()
     try:
-        with _for_now("_waits_for_data", dict.fromkeys(layers, True)):
+        with _for_now("_from_data", dict.fromkeys(layers, "wait")):
             model(inputs)
     except Exception:
         model.set_weights(before)
@@ -1142,7 +1160,8 @@ def recalibrate(model, data):
     those that inference meets as far as a batch's are the data's, so batches should be large. The model runs eagerly.
 
     Args:
-        model: a Keras model that holds `BatchNormalization` or `MeanOnlyBatchNormalization` layers.
+        model: a Keras model that holds `BatchNormalization` or `MeanOnlyBatchNormalization` layers of this module;
+            Keras's own are as in inference, and left as they are.
         data: iterable of batches, such as a list of arrays or a `tf.data.Dataset`: inputs, or (inputs, targets) tuples.
 
     Returns:
@@ -1215,7 +1234,7 @@ def _folded(model, trains=False):
 
     def clone(layer):
         if layer.name in gone:
-            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy)
+            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
         if _has_graph(layer):
             return _folded(layer, trains or any(map(_in_training, calls[layer.name])))
         config = layer.get_config() | ({"use_bias": True} if layer.name in into else {})
@@ -1266,17 +1285,15 @@ def _in_training(node):
 
 def _foldable(model, calls):
     """The normalizations that can be folded, by the name of the layer that each is folded into."""
-    readers = collections.Counter(
-        tensor._keras_history.operation.name for tensor in keras.tree.flatten(model.outputs)
-    )
+    readers = collections.Counter(tensor._keras_history.operation.name for tensor in model.outputs)
     readers.update(p.operation.name for nodes in calls.values() for node in nodes for p in node.parent_nodes)
     found = {}
     for norm in model.layers:
         if type(norm) not in (BatchNormalization, keras.layers.BatchNormalization):
             continue
         [call, *others] = calls[norm.name]
-        layer = call.parent_nodes[0].operation if call.parent_nodes else None
-        alone = not others and layer is not None and len(calls[layer.name]) == readers[layer.name] == 1
+        layer = call.parent_nodes[0].operation
+        alone = not others and len(calls[layer.name]) == readers[layer.name] == 1
         last = norm.axis in (-1, norm.input_spec.ndim - 1)
         if alone and last and not _in_training(call) and _is_linear(layer):
             found[layer.name] = norm
@@ -1299,11 +1316,8 @@ def _fold(layer, norm):
     bias = layer.bias.numpy() if layer.use_bias else 0.0
     *others, (_, kernel, axes) = _kernels(layer)
     folded = kernel.numpy() * scale.reshape(_of_units(kernel.shape, axes))
-    return [
-        *(other.numpy() for _, other, _ in others),
-        folded,
-        shift + (bias - norm.moving_mean.numpy()) * scale,
-    ]
+    shifted = shift + (bias - norm.moving_mean.numpy()) * scale
+    return [*(other.numpy() for _, other, _ in others), folded, shifted]
 
 
 @contextlib.contextmanager

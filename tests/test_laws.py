@@ -67,7 +67,7 @@ def test_the_table_of_invariances(case):
 def standardizing(fault):
     """`normlib.standardize` as the plain formula, differentiated by TensorFlow, with one fault; no masks."""
 
-    def standardize(x, axes, epsilon, center=True, gamma=None, beta=None, groups=None):
+    def standardize(x, axes, epsilon, center=True, gamma=None, beta=None, groups=None, **_):
         if fault == "over the batch too":
             axes = tuple({0, *axes})
         if fault == "over an image's rows alone" and 0 not in axes:

@@ -445,6 +445,44 @@ def test_a_vector_of_length_zero_gives_zero():
         np.testing.assert_array_equal(value, np.zeros(value.shape))
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: normlib.standardize(tf.ones([2, 3]), (2,), 0.1), ValueError, "Axis 2 is out of bounds"),
+        (lambda: normlib.standardize(tf.ones([2, 3]), (1, -1), 0.1), ValueError, "each axis once"),
+        (lambda: normlib.standardize(tf.ones([2, 3]), (1,), -0.1), ValueError, "`epsilon`"),
+        (lambda: normlib.standardize(tf.ones([2, 3], "int32"), (1,), 0.1), TypeError, "floating-point"),
+        (lambda: normlib.standardize(tf.ones([2, 4, 6]), (1,), 0.1, groups=(2, 4)), ValueError, "groups"),
+        (lambda: normlib.standardize(tf.ones([2, 4, 6]), (1,), 0.1, groups=(2, 0)), ValueError, "groups"),
+        (lambda: normlib.standardize(tf.ones([2, 4, 6]), (1,), 0.1, groups=(3, 2)), ValueError, "Axis 3"),
+        (lambda: normlib.weight_normalize(tf.ones([2, 3]), tf.ones([1, 3]), (2,)), ValueError, "Axis 2"),
+        (
+            lambda: normlib.weight_normalize(tf.ones([2, 3]), tf.ones([1, 3]), (0, 0)),
+            ValueError,
+            "each axis once",
+        ),
+        (
+            lambda: normlib.weight_normalize(tf.ones([2, 3], "int32"), tf.ones([1, 3]), (0,)),
+            TypeError,
+            "floating-point",
+        ),
+    ],
+)
+def test_the_maps_refuse_bad_arguments(call, error, message):
+    with pytest.raises(error, match=rf"{message}.*Received"):
+        call()
+
+
+def test_the_maps_take_what_becomes_a_tensor(rng):
+    x = random(rng, (4, 5, 6), "float32")
+    expected = normlib.standardize(tf.constant(x), (1,), 0.1, groups=(2, 3))[0]
+    for given in (np.asarray(x), keras.Variable(x)):
+        assert_close(normlib.standardize(given, (-2,), 0.1, groups=(-1, 3))[0], expected, 1e-6)
+    g = np.ones((1, 5, 6))
+    expected = tf.math.l2_normalize(tf.constant(x), 0)
+    assert_close(normlib.weight_normalize(np.asarray(x), g, (0,)), expected, 1e-6)
+
+
 def test_a_g_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"Expected a g of shape \(1, 2\). Received: g.shape=\(1, 1\)"):
         normlib.weight_normalize(tf.ones([3, 2]), tf.ones([1, 1]), (0,))
@@ -739,6 +777,26 @@ def test_weight_normalization_keeps_losses_state_dtype_and_mask(rng):
     counting(tf.ones([3, 5]), training=True)
     counting(tf.ones([3, 5]))
     assert float(counting.layer.calls) == 1.0
+
+
+def test_a_wrapped_layer_may_make_its_state_in_its_first_call(rng):
+    class Normalized(keras.layers.Dense):
+        def __init__(self, units):
+            super().__init__(units)
+            self.norm = keras.layers.BatchNormalization(momentum=0.5)
+
+        def call(self, x, training=None):
+            return self.norm(super().call(x), training=training)
+
+    x = random(rng, (16, 5), "float32")
+    keras.utils.set_random_seed(0)
+    plain = Normalized(3)
+    keras.utils.set_random_seed(0)
+    wrapped = normlib.WeightNormalization(Normalized(3))
+    for training in (True, True, False):
+        assert_close(wrapped(x, training=training), plain(x, training=training), 1e-5)
+    assert np.any(plain.norm.moving_mean)
+    assert_close(wrapped.layer.norm.moving_mean, plain.norm.moving_mean, 1e-5)
 
 
 def test_what_is_not_built_cannot_be_removed():

@@ -93,7 +93,11 @@ FAULTS = {
         "tf.where(tf.math.is_finite(average), average",
         "layers -k finite",
     ),
-    "the mask is ignored": ('options["mask"] = tf', 'options["groups"] = None and tf', "layers -k mask"),
+    "the mask is ignored": (
+        "self._standardize(x, mask=mask",
+        "self._standardize(x, mask=None",
+        "layers -k mask",
+    ),
     "a mask is taken for weights": (
         'tf.cast(mask, "bool")[..., None]',
         'tf.cast(tf.cast(mask, "float32") > 1, "bool")[..., None]',
@@ -115,8 +119,8 @@ FAULTS = {
         "layers -k float16",
     ),
     "an option is not in the configuration": (
-        "for name in self._arguments}\n        config = {",
-        'for name in self._arguments if name != "epsilon"}\n        config = {',
+        "for name in self._arguments}\n        return {",
+        'for name in self._arguments if name != "epsilon"}\n        return {',
         "layers -k option",
     ),
     "any momentum is accepted": ('1.0 if name == "momentum" else math.inf', "math.inf", "layers -k refused"),

@@ -47,6 +47,22 @@ def test_a_folded_model_gives_the_same_outputs(trained):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_folded_model_is_saved_and_copied(policy, tmp_path, rng):
+    model = keras.Sequential(
+        [keras.Input((5,)), L.Dense(4, dtype=policy), normlib.BatchNormalization(dtype=policy)]
+    )
+    folded, x = normlib.fold(model), random(rng, (6, 5), "float32")
+    folded.save(tmp_path / "folded.keras")
+    copied = keras.models.clone_model(folded)
+    copied.set_weights(folded.get_weights())
+    for again in (keras.models.load_model(tmp_path / "folded.keras"), copied):
+        assert_close(again(x), folded(x), 1e-6)
+        assert [layer.compute_dtype for layer in again.layers] == [
+            layer.compute_dtype for layer in model.layers
+        ]
+
+
 def test_a_sequential_model_is_folded(rng):
     model = keras.Sequential([keras.Input((5,)), L.Dense(4), normlib.BatchNormalization(), L.ReLU()])
     model.layers[1].set_weights([rng.uniform(0.5, 1.5, 4) for _ in range(4)])
@@ -359,6 +375,10 @@ def test_a_model_that_makes_its_layers_late_is_initialized_from_data(rng):
     assert_close(tf.math.reduce_std(model(x), 0), np.ones(3), 1e-5)
 
 
+def wrapped_dense():
+    return keras.Sequential([normlib.WeightNormalization(L.Dense(2))])
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -378,12 +398,24 @@ def test_a_model_that_makes_its_layers_late_is_initialized_from_data(rng):
             ValueError,
             "WeightNormalization layers",
         ),
+        *(
+            (
+                lambda x=x: normlib.initialize_from_data(wrapped_dense(), x),
+                ValueError,
+                "varies, and is finite",
+            )
+            for x in (
+                tf.ones([2, 3]),
+                tf.fill([64, 3], 1000.1),  # summed in another order, equal rows may round apart
+                1e25 * tf.reshape(tf.range(6.0), [2, 3]),
+            )
+        ),
         (
             lambda: normlib.initialize_from_data(
-                keras.Sequential([normlib.WeightNormalization(L.Dense(2))]), tf.ones([2, 3])
+                keras.Sequential([L.TimeDistributed(wrapped_dense())]), tf.reshape(tf.range(24.0), [2, 4, 3])
             ),
             ValueError,
-            "varies",
+            "once",
         ),
         (
             lambda: normlib.initialize_from_data(
