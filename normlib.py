@@ -64,6 +64,8 @@ COMPILED_SHAPES = 8
 LONG = 4096
 # Elements of a row that is summed as a product with ones: fewer fill no vector, of more one chain rounds too much.
 PRODUCTS = range(8, 4097)
+# From so many elements, a plain sum's chain of additions rounds too much.
+CHAIN = 512
 # Slices that are added up on the way: of more, the compiler would write each to memory first.
 SLICES = 14
 
@@ -123,23 +125,23 @@ def standardize(
         x = _countable(x, mask)
 
     @tf.custom_gradient
-    def forward(x, *parameters):
+    def forward(*tensors):
+        # Here and below: of this graph, so that later graphs, such as a branch's gradient, can reach them.
+        x, *parameters = map(tf.identity, tensors)
         y, *statistics = run(_standardize, x, *parameters)
         y = _written(y)
 
         def gradients(*tensors):
-            tensors = [tf.identity(t) for t in tensors]  # of this graph, so that later graphs can reach them
+            tensors = [tf.identity(t) for t in tensors]
+            here = plan if mask is None else plan._replace(mask=tf.identity(mask))
+
+            def kernels(dy, *inputs):
+                statistics = _standardize(here, *inputs)[1:]  # here functions of x
+                return _standardize_gradients(here, dy, *statistics, *inputs)
+
             dy, *inputs = tensors
-
-            def grad(*upstream):  # TensorFlow's own derivative of the same two kernels, for second order
-                with tf.GradientTape() as tape:
-                    tape.watch(tensors)
-                    statistics = _standardize(plan, *inputs)[1:]  # here functions of x
-                    outputs = _standardize_gradients(plan, dy, *statistics, *inputs)
-                return tape.gradient(outputs, tensors, upstream, "zero")
-
             dx, *others = run(_standardize_gradients, dy, *statistics, *inputs)
-            return (_written(dx), *others), grad
+            return (_written(dx), *others), lambda *upstream: _derivatives(kernels, tensors, upstream)
 
         return (y, *statistics), lambda dy, *_: tf.custom_gradient(gradients)(dy, x, *parameters)
 
@@ -148,6 +150,17 @@ def standardize(
     if not (plan.compilable and x.shape.num_elements()):  # perhaps nothing was counted
         statistics = (tf.where(count > 0, s, math.nan) for s in statistics)
     return y, *map(tf.stop_gradient, statistics)
+
+
+def _derivatives(function, inputs, upstream):
+    """The gradients of a function of tensors by TensorFlow itself, for second order."""
+    inputs = [tf.identity(t) for t in inputs]  # of this graph: a loop or a branch does not see the others
+    if not tf.executing_eagerly():  # not by a tape: under a forward accumulator it may record nothing
+        return tf.gradients(function(*inputs), inputs, upstream, unconnected_gradients="zero")
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = function(*inputs)
+    return tape.gradient(outputs, inputs, upstream, "zero")
 
 
 def _written(t):
@@ -263,8 +276,9 @@ def _centre(plan, x, count):
     if not plan.center:
         zero = tf.zeros([1] * x.shape.rank, x.dtype)
         return x, zero, zero
-    long = len(plan.axes) == 1 and (x.shape[plan.axes[0]] or LONG) >= LONG  # its first element may be far off
-    origin = _near_the_mean(plan, x) if plan.compilable and not long else _mean(plan, x, count)
+    origin = _near_the_mean(plan, x) if plan.compilable else _mean(plan, x, count)
+    if plan.compilable and len(plan.axes) == 1 and (x.shape[plan.axes[0]] or LONG) >= LONG:
+        origin += _mean(plan, x - origin, count)  # a long row's first element may be far off
     origin = tf.stop_gradient(origin)
     residue = _mean(plan, x - origin, count)
     return (x - origin) - residue, origin, residue
@@ -305,13 +319,13 @@ def _pool(plan, t, x, reduce=tf.reduce_sum):
 
 
 def _sum(plan, t, axes, computed=False):
-    """Sum over the axes. Small tensors are summed plainly, others in the form that XLA's CPU compiler vectorizes:
+    """Sum over the axes. A short sum of a small tensor is plain, others have the form that XLA's compiler vectorizes:
 
     * what is `computed` on the way, and lies in no memory yet, is added up in slices first;
     * along rows, the sum is a product with ones;
     * of several axes the first is summed by itself, last: two short chains of additions round less than a long one.
     """
-    if _is_small(t):
+    if _is_small(t) and math.prod(t.shape[axis] for axis in axes) < CHAIN:
         sums = tf.reduce_sum(t, axes, keepdims=True)
         return sums if plan.groups is None else _apart(sums)  # read twice: computed once
     if computed and plan.compilable:
@@ -386,6 +400,8 @@ def _widen(t):
 
 def _run(plan, kernel, *tensors):
     """Run a kernel compiled where it is large, operation by operation where it is small or cannot be compiled ahead."""
+    # Of this graph: others, a branch's gradient cannot give to a function.
+    tensors = [tf.identity(t) for t in tensors]
     plain = functools.partial(kernel, plan, *tensors)
     shape, size = tuple(tensors[0].shape), tensors[0].shape.num_elements()
     # Compiled is what has no size open but the batch's. Callbacks, such as a debugger's, XLA cannot call.
@@ -439,6 +455,7 @@ def weight_normalize(v, g, axes):
 
     @tf.custom_gradient
     def forward(v, g):
+        v, g = tf.identity(v), tf.identity(g)  # of this graph, as in `standardize`
         # Built of differentiable operations of v and g alone, the gradients have right derivatives as they are.
         return run(_weight_normalize, v, g), lambda dw: run(_weight_normalize_gradients, dw, v, g)
 

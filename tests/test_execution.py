@@ -72,23 +72,108 @@ def test_no_kernel_looks_up_the_group_of_every_element(rng):
     assert over_x and not any("f32[8,1,1,2]" in inputs for inputs in over_x)
 
 
+def hessian_product(function, x, direction):
+    """The second derivative of a loss behind a function of x, along a direction."""
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            loss = tf.reduce_sum(tf.sin(function(x)))
+        along = tf.reduce_sum(inner.gradient(loss, x) * direction)
+    return outer.gradient(along, x)
+
+
 @pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize(("make", "arguments"), LAYERS)
 def test_second_derivatives_in_a_jitted_step(make, arguments, shape, rng):
     layer = build(make, arguments, shape, "float64", rng)
     x, direction = random(rng, shape), random(rng, shape, mean=0.0)
+    jitted = tf.function(lambda: hessian_product(lambda x: call(layer, x), x, direction), jit_compile=True)()
+    assert_close(jitted, hessian_product(lambda x: plain_layer(layer, x), x, direction), 1e-10)
 
-    def product(function):
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                loss = tf.reduce_sum(tf.sin(function(x)))
-            along = tf.reduce_sum(inner.gradient(loss, x) * direction)
-        return outer.gradient(along, x)
 
-    jitted = tf.function(lambda: product(lambda x: call(layer, x)), jit_compile=True)()
-    assert_close(jitted, product(lambda x: plain_layer(layer, x)), 1e-10)
+def twice_in_a_loop(function, x):
+    return tf.while_loop(lambda i, _: i < 2, lambda i, x: (i + 1, function(x)), (0, x))[1]
+
+
+THROUGH = {
+    "a loop": twice_in_a_loop,
+    "a branch": lambda function, x: tf.cond(tf.size(x) > 0, lambda: function(x), lambda: x),
+    "a map": lambda function, x: tf.map_fn(function, tf.stack([x, 2 * x])),
+    "a function": lambda function, x: tf.function(function, autograph=False)(x),
+}
+
+
+@pytest.mark.parametrize("through", THROUGH)
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_second_derivatives_through(through, make, arguments, shape, rng):
+    layer = build(make, arguments, shape, "float64", rng)
+    x, direction = random(rng, shape), random(rng, shape, mean=0.0)
+
+    @tf.function(autograph=False)
+    def own(x):
+        return hessian_product(lambda x: THROUGH[through](lambda x: call(layer, x), x), x, direction)
+
+    def plain(x):
+        return THROUGH[through](lambda x: plain_layer(layer, x), x)
+
+    assert_close(own(x), hessian_product(plain, x, direction), 1e-9)
+
+
+@pytest.mark.parametrize("through", THROUGH)
+@pytest.mark.parametrize("shape", [(4, 5), (400, 100)], ids=["small", "large"])
+def test_second_derivatives_of_weight_normalization_through(through, shape, rng):
+    v, g, direction = random(rng, shape), random(rng, (1, shape[1])), random(rng, shape, mean=0.0)
+
+    @tf.function(autograph=False)
+    def own(v, g):
+        return hessian_product(
+            lambda v: THROUGH[through](lambda v: normlib.weight_normalize(v, g, (0,)), v), v, direction
+        )
+
+    def plain(v):
+        return THROUGH[through](lambda v: g * v / tf.norm(v, axis=0, keepdims=True), v)
+
+    assert_close(own(v, g), hessian_product(plain, v, direction), 1e-9)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_forward_mode_through_a_function(make, arguments, shape, rng):
+    layer = build(make, arguments, shape, "float64", rng)
+    x, direction = random(rng, shape), random(rng, shape, mean=0.0)
+
+    def along(function):
+        with tf.autodiff.ForwardAccumulator(x, direction) as accumulator:
+            y = function(x)
+        return accumulator.jvp(y)
+
+    expected = along(lambda x: plain_layer(layer, x))
+    for function in (lambda x: call(layer, x), tf.function(lambda x: call(layer, x), autograph=False)):
+        assert_close(along(function), expected, 1e-10)
+
+
+@pytest.mark.parametrize("through", THROUGH)
+def test_second_derivatives_of_a_masked_normalization_through(through, rng):
+    layer = build(normlib.BatchNormalization, {}, (6, 5, 3), "float64", rng)
+    x, direction = random(rng, (6, 5, 3)), random(rng, (6, 5, 3), mean=0.0)
+    mask = tf.constant(rng.uniform(size=(6, 5)) < 0.7)
+
+    def plain(x):
+        counted = tf.cast(mask[..., None], x.dtype)
+        mean = tf.reduce_sum(x * counted, (0, 1)) / tf.reduce_sum(counted)
+        variance = tf.reduce_sum(counted * (x - mean) ** 2, (0, 1)) / tf.reduce_sum(counted)
+        return layer.gamma * (x - mean) / tf.sqrt(variance + layer.epsilon) + layer.beta
+
+    @tf.function(autograph=False)
+    def own(x):
+        def masked(x):
+            return layer(x, training=True, mask=mask)
+
+        return hessian_product(lambda x: THROUGH[through](masked, x), x, direction)
+
+    assert_close(own(x), hessian_product(lambda x: THROUGH[through](plain, x), x, direction), 1e-9)
 
 
 @pytest.mark.parametrize(("make", "arguments"), LAYERS)

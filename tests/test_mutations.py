@@ -57,8 +57,8 @@ FAULTS = {
     ),
     "RMS normalization is centred": ("(x), center=False)[0]", "(x))[0]", "gradients"),
     "second derivatives take the statistics for constants": (
-        "statistics = _standardize(plan, *inputs)[1:]",
-        "statistics = [tf.stop_gradient(s) for s in _standardize(plan, *inputs)[1:]]",
+        "statistics = _standardize(here, *inputs)[1:]",
+        "statistics = [tf.stop_gradient(s) for s in _standardize(here, *inputs)[1:]]",
         "gradients -k second",
     ),
     "weight normalization does not project": ("(dw - u * dg)", "dw", "gradients -k weight"),
@@ -74,7 +74,7 @@ FAULTS = {
         "gradients -k zero",
     ),
     "offsets are not taken out first": (
-        "_near_the_mean(plan, x) if plan.compilable and not long else _mean(plan, x, count)",
+        "_near_the_mean(plan, x) if plan.compilable else _mean(plan, x, count)",
         "0.0 * _mean(plan, x, count)",
         "layers -k offset",
     ),
