@@ -993,7 +993,7 @@ class WeightNormalization(keras.layers.Wrapper):
 
     def _parts(self):
         """For each kernel v, the axes of one weight vector, and g. Kept by name: v is the layer's variable alone."""
-        if not self.built:
+        if not self._axes:
             raise ValueError(f"Expected a layer that is built. Received: {self!r}")
         parts = []
         for name, axes in self._axes.items():
