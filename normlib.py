@@ -126,14 +126,13 @@ def standardize(
 
     @tf.custom_gradient
     def forward(*tensors):
-        # Here and below: of this graph, so that later graphs, such as a branch's gradient, can reach them.
-        x, *parameters = map(tf.identity, tensors)
+        x, *parameters = _of_this_graph(*tensors)
         y, *statistics = run(_standardize, x, *parameters)
         y = _written(y)
 
         def gradients(*tensors):
-            tensors = [tf.identity(t) for t in tensors]
-            here = plan if mask is None else plan._replace(mask=tf.identity(mask))
+            tensors = _of_this_graph(*tensors)
+            here = plan if mask is None else plan._replace(mask=_of_this_graph(mask)[0])
 
             def kernels(dy, *inputs):
                 statistics = _standardize(here, *inputs)[1:]  # here functions of x
@@ -154,13 +153,18 @@ def standardize(
 
 def _derivatives(function, inputs, upstream):
     """The gradients of a function of tensors by TensorFlow itself, for second order."""
-    inputs = [tf.identity(t) for t in inputs]  # of this graph: a loop or a branch does not see the others
+    inputs = _of_this_graph(*inputs)
     if not tf.executing_eagerly():  # not by a tape: under a forward accumulator it may record nothing
         return tf.gradients(function(*inputs), inputs, upstream, unconnected_gradients="zero")
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         outputs = function(*inputs)
     return tape.gradient(outputs, inputs, upstream, "zero")
+
+
+def _of_this_graph(*tensors):
+    """The same tensors, of the graph that is built now: the gradient of a loop, branch or function sees no others."""
+    return list(tensors) if tf.executing_eagerly() else [tf.identity(t) for t in tensors]
 
 
 def _written(t):
@@ -400,8 +404,7 @@ def _widen(t):
 
 def _run(plan, kernel, *tensors):
     """Run a kernel compiled where it is large, operation by operation where it is small or cannot be compiled ahead."""
-    # Of this graph: others, a branch's gradient cannot give to a function.
-    tensors = [tf.identity(t) for t in tensors]
+    tensors = _of_this_graph(*tensors)
     plain = functools.partial(kernel, plan, *tensors)
     shape, size = tuple(tensors[0].shape), tensors[0].shape.num_elements()
     # Compiled is what has no size open but the batch's. Callbacks, such as a debugger's, XLA cannot call.
@@ -455,7 +458,7 @@ def weight_normalize(v, g, axes):
 
     @tf.custom_gradient
     def forward(v, g):
-        v, g = tf.identity(v), tf.identity(g)  # of this graph, as in `standardize`
+        v, g = _of_this_graph(v, g)
         # Built of differentiable operations of v and g alone, the gradients have right derivatives as they are.
         return run(_weight_normalize, v, g), lambda dw: run(_weight_normalize_gradients, dw, v, g)
 

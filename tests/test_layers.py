@@ -42,6 +42,16 @@ def test_a_large_offset_leaves_float32_statistics_right(make, arguments, run, of
     assert np.max(np.abs(actual - tf.cast(expected, "float32"))) <= 1e-5
 
 
+@pytest.mark.parametrize("shape", [(784, 6), (4000, 6), (8, 26, 26, 6)])
+@pytest.mark.parametrize("make", [normlib.BatchNormalization, normlib.MeanOnlyBatchNormalization])
+def test_a_large_offset_leaves_long_sums_of_small_tensors_right(make, shape):
+    """Added up in one chain, what an offset has made coarse rounds in one direction."""
+    for seed in range(8):
+        x = np.random.default_rng(seed).normal(1e6, 1, shape).astype("float32")
+        exact = call(make(dtype="float64"), tf.constant(x, "float64"))
+        assert np.max(np.abs(call(make(), tf.constant(x)) - tf.cast(exact, "float32"))) <= 1e-5
+
+
 def test_moving_statistics_after_no_and_one_step(rng):
     x = random(rng, (64, 3), "float32")
     layer = normlib.BatchNormalization(momentum=0.9, epsilon=1e-3)
