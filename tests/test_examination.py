@@ -184,7 +184,7 @@ def test_a_layer_that_crashes_is_reported_and_not_trained(candidate, message):
 )
 def test_what_cannot_be_compared_gets_one_clear_line(candidate, reference, message):
     certificate = examine(candidate, reference)
-    assert list(verdicts(certificate).items()) == [("to be made and built", "fails")]
+    assert list(verdicts(certificate).items()) == [("making and building", "fails")]
     assert message in certificate.checks.note[0]
     assert json.loads(certificate.json())["checks"][0]["measured"] is None
 
@@ -334,6 +334,134 @@ class GammaOfEachPlace(OwnBatch):
         return shape[1:]
 
 
+class BetaFirst(OwnBatch):
+    def build(self, shape):
+        self.beta = self.add_weight(shape=shape[-1:], initializer="zeros", name="beta")
+        self.gamma = self.add_weight(shape=shape[-1:], initializer="ones", name="gamma")
+        kept = {"shape": shape[-1:], "trainable": False}
+        self.moving_variance = self.add_weight(**kept, initializer="ones", name="moving_variance")
+        self.moving_mean = self.add_weight(**kept, initializer="zeros", name="moving_mean")
+
+
+class NamedOtherwise(OwnBatch):
+    """As in PyTorch, and in another order."""
+
+    def build(self, shape):
+        self.beta = self.add_weight(shape=shape[-1:], initializer="zeros", name="bias")
+        self.gamma = self.add_weight(shape=shape[-1:], initializer="ones", name="weight")
+        kept = {"shape": shape[-1:], "trainable": False}
+        self.moving_variance = self.add_weight(**kept, initializer="ones", name="running_var")
+        self.moving_mean = self.add_weight(**kept, initializer="zeros", name="running_mean")
+
+
+class Inside(keras.layers.Layer):
+    """A layer in which Keras's does the work; it has no build of its own."""
+
+    method = "BN"
+
+    def __init__(self, epsilon=1e-3, momentum=0.99, **options):
+        super().__init__(**options)
+        self.inner = keras.layers.BatchNormalization(
+            epsilon=epsilon, momentum=momentum, dtype=self.dtype_policy
+        )
+        self.epsilon, self.momentum = epsilon, momentum
+
+    def call(self, inputs, training=None):
+        return self.inner(inputs, training=training)
+
+    def get_config(self):
+        return super().get_config() | {"epsilon": self.epsilon, "momentum": self.momentum}
+
+
+class VarianceNotANumber(OwnBatch):
+    def average(self, moving, new, momentum):
+        factor = float("nan") if moving is self.moving_variance else 1.0
+        super().average(moving, new * factor, momentum)
+
+
+class GradientNotANumber(OwnBatch):
+    def output(self, x, mean, variance):
+        @tf.custom_gradient
+        def same(y):
+            return tf.identity(y), lambda dy: dy * float("nan")
+
+        return super().output(same(x), mean, variance)
+
+
+class ReturnsMore(OwnBatch):
+    def output(self, x, mean, variance):
+        return super().output(x, mean, variance), mean
+
+
+class ReturnsAList(OwnBatch):
+    def output(self, x, mean, variance):
+        return [super().output(x, mean, variance)]
+
+
+class OtherShape(OwnBatch):
+    def output(self, x, mean, variance):
+        return super().output(x, mean, variance)[:, None]
+
+
+class UpdatesTwice(OwnBatch):
+    def average(self, moving, new, momentum):
+        super().average(moving, new, momentum)
+        super().average(moving, new, momentum)
+
+
+class NeverUpdates(OwnBatch):
+    def average(self, moving, new, momentum):
+        pass
+
+
+class MeanNeverUpdated(OwnBatch):
+    def average(self, moving, new, momentum):
+        super().average(moving, new, 1.0 if moving is self.moving_mean else momentum)
+
+
+class UpdatesInInference(OwnBatch):
+    def call(self, inputs, training=False):
+        if not training:
+            y = self.output(inputs, tf.convert_to_tensor(self.moving_mean), self.moving_variance)
+            self.average(self.moving_mean, self.statistics(inputs)[0], self.momentum)
+            return y
+        return super().call(inputs, training)
+
+
+class BatchInInferenceToo(OwnBatch):
+    """Statistics of the batch in inference, and averaged there."""
+
+    def call(self, inputs, training=False):
+        return super().call(inputs, True)
+
+
+class StartsFromZero(OwnBatch):
+    def build(self, shape):
+        super().build(shape)
+        self.moving_variance.assign(tf.zeros_like(self.moving_variance))
+
+
+class OnePass(OwnBatch):
+    def statistics(self, x):
+        mean, square = (tf.reduce_mean(t, self.averaged(x), keepdims=True) for t in (x, x**2))
+        return mean, square - mean**2
+
+
+class OtherEachTime(OwnBatch):
+    def output(self, x, mean, variance):
+        return super().output(x, mean, variance) + tf.random.normal(x.shape, stddev=0.1, dtype=x.dtype)
+
+
+class KnowsNoTraining(OwnBatch):
+    def call(self, inputs, **options):
+        return super().call(inputs, options.get("training", False))
+
+
+class InFloat32(OwnBatch):
+    def statistics(self, x):
+        return [tf.cast(t, x.dtype) for t in super().statistics(tf.cast(x, "float32"))]
+
+
 class OneGamma(OwnBatch):
     def sizes(self, shape):
         return (1,)
@@ -410,7 +538,11 @@ class OwnWeight(keras.layers.Wrapper):
 
     def build(self, shape=None):
         super().build(shape)
-        self.g = self.add_weight(shape=self.sizes(), initializer="ones", name="g")
+        self.g = self.add_weight(shape=self.sizes(), initializer=self.start, name="g")
+
+    def start(self, shape, dtype=None):
+        length = OwnWeight.length(self, tf.convert_to_tensor(self.layer.kernel))
+        return length if length.shape == shape else tf.ones(shape, dtype)
 
     def sizes(self):
         return (self.layer.filters,)
@@ -444,6 +576,24 @@ class WeightWithOneLength(OwnWeight):
         return tf.norm(v)
 
 
+class WeightWithASmallEpsilon(OwnWeight):
+    def length(self, v):
+        return tf.sqrt(tf.reduce_sum(v**2, [0, 1, 2]) + 1e-6)
+
+
+class WeightStartsAtOne(OwnWeight):
+    def start(self, shape, dtype=None):
+        return tf.ones(shape, dtype)
+
+
+class WeightNamedOtherwise(OwnWeight):
+    """As in PyTorch."""
+
+    def build(self, shape=None):
+        keras.layers.Wrapper.build(self, shape)
+        self.g = self.add_weight(shape=self.sizes(), initializer=self.start, name="weight_g")
+
+
 class WeightWithOneG(OwnWeight):
     def sizes(self):
         return (1,)
@@ -462,10 +612,20 @@ def examine_own(candidate):
     return examine(f"{__name__}:{candidate.__name__}", reference["norm"], options)
 
 
-@pytest.mark.parametrize("candidate", [OwnBatch, OwnLayer, OwnWeight])
+@pytest.mark.parametrize(
+    "candidate", [OwnBatch, OwnLayer, OwnWeight, BetaFirst, NamedOtherwise, WeightNamedOtherwise]
+)
 def test_a_right_layer_written_by_hand_is_the_same(candidate, untrained):
     certificate = examine_own(candidate)
     assert certificate.same, certificate.text()
+
+
+def test_layers_inside_a_layer_are_examined_too(untrained):
+    certificate = examine_own(Inside)
+    found = verdicts(certificate)
+    found.pop("saving and loading")  # Keras warns of a layer without a `build`
+    assert set(found.values()) == {"same"}, certificate.text()
+    assert not certificate.causes
 
 
 CHANNELS, IMAGES = "[(4,), (4,)]", "[(6, 5, 4), (6, 5, 4)]"  # the shapes of gamma and beta
@@ -498,6 +658,26 @@ CHANNELS, IMAGES = "[(4,), (4,)]", "[(6, 5, 4), (6, 5, 4)]"  # the shapes of gam
             f"It normalizes axis 3. It has this fault: {faulty.FAULTS['parameters of the whole sample']}.",
         ),
         (WeightWithOneLength, f"It has this fault: {faulty.WEIGHT_FAULTS['whole kernel']}."),
+        (VarianceKept, "The momentum of its moving_variance is 0 rather than 0.9."),
+        (VarianceNotANumber, "Not finite: moving_variance."),
+        (GradientNotANumber, "Not finite: dx."),
+        (UpdatesTwice, "It updates its moving statistics 2 times a call."),
+        (NeverUpdates, "It never updates its moving statistics."),
+        (MeanNeverUpdated, "It never updates its moving_mean."),
+        (UpdatesInInference, "Inference moves its statistics."),
+        (
+            BatchInInferenceToo,
+            "Inference moves its statistics. It does the same in training as in inference. It has this fault: "
+            f"{faulty.FAULTS['the batch in inference']}.",
+        ),
+        (OnePass, f"Far from zero it loses digits, as where {faulty.FAULTS['one-pass variance']}."),
+        (OtherEachTime, "It gives another output each time."),
+        (KnowsNoTraining, "It does the same in training as in inference."),
+        (InFloat32, "What differs is as small as float32's rounding: perhaps a part is computed in it."),
+        (
+            WeightWithASmallEpsilon,
+            f"It has this fault: {faulty.WEIGHT_FAULTS['epsilon']}. Its epsilon is 1e-06.",
+        ),
         (OneGamma, f"Its parameters have the shapes [(1,), (1,)] rather than {CHANNELS}."),
         (LayerUnbiased, f"It has this fault: {faulty.FAULTS['unbiased variance']}."),
         (LayerDetached, f"It has this fault: {faulty.FAULTS['detached statistics']}."),
@@ -520,6 +700,61 @@ def test_a_fault_written_by_hand_is_named(candidate, cause, untrained):
     certificate = examine_own(candidate)
     assert not certificate.same
     assert " ".join(certificate.causes) == cause, certificate.text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("candidate", "cause"),
+    [
+        (StartsFromZero, "Its moving_variance starts at 0 rather than 1."),
+        (WeightStartsAtOne, "Its g starts at "),
+    ],
+)
+def test_where_a_weight_starts_shows_in_training_and_is_named(candidate, cause):
+    certificate = examine_own(candidate)
+    assert not certificate.same
+    assert " ".join(certificate.causes).startswith(cause), certificate.text()
+
+
+@pytest.mark.parametrize("kind", ["GroupNormalization", "RMSNormalization"])
+def test_another_epsilon_is_named_for_every_reference(kind, untrained):
+    options = (("groups", 2),) if kind.startswith("Group") else ()
+    certificate = examine(f"normlib:{kind}", f"keras.layers:{kind}", options, own=[("epsilon", 0.02)])
+    assert "Its epsilon is 0.02 rather than" in " ".join(certificate.causes), certificate.text()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "received"),
+    [(ReturnsMore, "a tuple"), (ReturnsAList, "a list"), (OtherShape, "one of shape (24, 1, 6, 5, 4)")],
+)
+def test_an_output_that_is_not_the_one_expected_is_told(candidate, received):
+    certificate = examine_own(candidate)
+    assert verdicts(certificate)["output, float64"] == "fails"
+    expected = f"Expected one tensor of shape (24, 6, 5, 4) as output. Received: {received}"
+    assert expected in " ".join(certificate.checks.note)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("candidate", [BetaFirst, NamedOtherwise, WeightNamedOtherwise])
+def test_weights_of_another_order_or_name_find_their_pairs_in_training(candidate):
+    certificate = examine_own(candidate)
+    assert certificate.same, certificate.text()
+
+
+class NumpyInTraining(OwnBatch):
+    def statistics(self, x):
+        return super().statistics(tf.constant(x.numpy()) if hasattr(x, "numpy") else fails_in_a_graph())
+
+
+def fails_in_a_graph():
+    raise TypeError("there are no numbers in a graph")
+
+
+@pytest.mark.slow
+def test_why_a_training_fails_is_told():
+    certificate = examine_own(NumpyInTraining)
+    notes = dict(zip(certificate.checks.check, certificate.checks.note, strict=True))
+    assert "there are no numbers in a graph" in notes["paired training, float64"]
 
 
 IN_TRAINING = {f"{kind}, {dtype}" for kind in ("output", "gradients") for dtype in ("float32", "float64")}
@@ -617,7 +852,14 @@ def test_a_module_that_cannot_be_imported_is_told_so(source, capsys, monkeypatch
         (["--steps", "-3"], "Received: '-3'"),
         (["--steps", "many"], "Received: 'many'"),
         (["math:sqrt"], "Expected the import path of a class. Received: math:sqrt"),
-        (["--json", "no/such/folder/a.json"], "Expected --json in a folder that exists. Received: no/such"),
+        (
+            ["--json", "no/such/folder/a.json"],
+            "Expected --json to be a file in a folder that exists. Received: no/",
+        ),
+        (["--json", "."], "Expected --json to be a file in a folder that exists. Received: ."),
+        (["--set", "nonsense=3"], "The reference keras.layers:BatchNormalization cannot be made."),
+        (["keras.layers"], "Expected an import path 'module:Class' (no class is named)"),
+        (["builtins:dict"], "Expected a Keras layer. Received: <class 'dict'>"),
     ],
 )
 def test_wrong_arguments_are_told_so(arguments, message, capsys):

@@ -149,10 +149,10 @@ def test_a_kept_run_that_cannot_be_read_now_is_not_thrown_away(cache, monkeypatc
 # --- what dies -----------------------------------------------------------------------------------------------------
 
 
-def kill_a_worker(cache, times):
-    """Kill the worker processes as soon as a run has begun, so many times."""
+def kill_a_worker(cache, times, runs=1):
+    """Kill the worker processes as soon as so many runs have begun, so many times."""
     for _ in range(times):
-        while not (begun := list(cache.glob("*.step"))):
+        while len(begun := list(cache.glob("*.step"))) < runs:
             time.sleep(0.02)
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -176,7 +176,7 @@ def test_runs_of_a_worker_that_was_killed_are_tried_once_more(cache, capfd):
 @pytest.mark.slow
 def test_workers_that_die_twice_are_named(cache):
     long = [dataclasses.replace(run, steps=4000, evaluate_every=2000) for run in RUNS[:2]]
-    threading.Thread(target=kill_a_worker, args=(cache, 2), daemon=True).start()
+    threading.Thread(target=kill_a_worker, args=(cache, 2, 2), daemon=True).start()
     with pytest.raises(RuntimeError, match=r"died twice at: \[Run.*seed="):
         running.run_all(long, jobs=2)
 
@@ -368,7 +368,9 @@ def test_a_backend_without_generators_gives_its_results_too(tmp_path, monkeypatc
 @pytest.mark.slow
 def test_a_run_that_fails_is_named():
     bad = dataclasses.replace(SHORT, norm="normlib:GroupNormalization", options=(("groups", 7),))
-    with pytest.raises(RuntimeError, match=r"This run failed: Run\(.*GroupNormalization.*Received: groups=7"):
+    with pytest.raises(
+        RuntimeError, match=r"This run failed: .*Received: groups=7.*It was Run\(.*GroupNormalization"
+    ):
         running.run_all([bad], jobs=1)
 
 

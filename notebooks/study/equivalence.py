@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from scipy import optimize
 
 from study import network, present, running, training
 
@@ -27,12 +28,20 @@ def is_wrapper(kind):
 def make(layer, shape, dtype):
     """A layer by itself, built for inputs of a shape; a wrapper around a small convolution."""
     kind = network.resolve(layer["norm"])
+    of_kind = network.framework(kind)
     arguments = dict(layer.get("options", ())) | {"dtype": dtype}
     if not is_wrapper(kind):
         made = kind(**arguments)
-        made.build(shape)
+        try:  # layers inside are built by a call; it has no numbers
+            made(of_kind.Input(shape[1:], batch_size=shape[0], dtype=dtype))
+        except (Exception, SystemExit):  # of which the calls to come will tell
+            if not made.built:
+                made.build(shape)
         return made
-    made = kind(network.framework(kind).layers.Conv2D(4, 3, padding="same", dtype=dtype), **arguments)
+    start = network.initial(seed=2612, index=0)
+    made = kind(
+        of_kind.layers.Conv2D(4, 3, padding="same", kernel_initializer=start, dtype=dtype), **arguments
+    )
     made(tf.zeros(shape, dtype))  # some look at their weights only now
     return made
 
@@ -50,16 +59,30 @@ def weights_of(layer, trainable):
 
 def call(layer, x, dy):
     """What one layer gives, by name: its output in inference, then of one call in training output, gradients and moving
-    statistics."""
+    statistics.
+
+    Raises:
+        ValueError: an output that is not one tensor of dy's shape.
+    """
+    kept = weights_of(layer, trainable=False)
+    before = {name: np.array(variable) for name, variable in kept.items()}
     found = {"inference": in_training(layer, x, training=False)}
+    for name, variable in kept.items():
+        variable.assign(before[name])  # what training finds, whatever inference may have done
     variables = weights_of(layer, trainable=True)
     values = training.values_of(variables.values())
     with tf.GradientTape() as tape:
         tape.watch(x)
         found["y"] = in_training(layer, x)
+    for y in found.values():
+        if not tf.is_tensor(y) or y.shape != dy.shape:
+            received = f"one of shape {tuple(y.shape)}" if tf.is_tensor(y) else f"a {type(y).__name__}"
+            raise ValueError(
+                f"Expected one tensor of shape {tuple(dy.shape)} as output. Received: {received}"
+            )
     gradients = tape.gradient(found["y"], [x, *values], dy, unconnected_gradients="zero")
     found |= dict(zip(("dx", *(f"d{name}" for name in variables)), gradients, strict=True))
-    found |= weights_of(layer, trainable=False)
+    found |= kept
     return {name: np.asarray(value, "float64") for name, value in found.items()}
 
 
@@ -88,23 +111,52 @@ def calls(layers, shape, dtypes, seed=2612, mean=0.0):
     values = {n: rng.uniform(0.5, 1.5, v.shape).astype("float32") for part in first for n, v in part.items()}
     output = made[0](tf.zeros(shape, dtypes[0])).shape
     x, dy = (rng.normal(m, 1.0, s).astype("float32") for m, s in ((mean, shape), (0.0, output)))
+    pairs = [_weights_in_pairs(layer, made[0]) for layer in made]  # before any has other values
     found = []
-    for layer, dtype in running.progress([*zip(made, dtypes, strict=True)], "one call", unit="layer"):
-        names = {}
-        for expected, trainable in zip(first, (True, False), strict=True):
-            own = weights_of(layer, trainable)
-            names |= own if own.keys() == expected.keys() else dict(zip(expected, own.values(), strict=False))
-            shapes = [[tuple(v.shape) for v in part.values()] for part in (own, expected)]
-            if sorted(shapes[0]) != sorted(shapes[1]):
-                raise ValueError(f"Expected weights of the shapes {shapes[1]}. Received: {shapes[0]}")
-        for name, variable in names.items():
+    for layer, dtype, paired in running.progress(
+        [*zip(made, dtypes, pairs, strict=True)], "one call", unit="layer"
+    ):
+        for name, variable in paired.items():
             variable.assign(values[name])
-        own_names = {network.last_name(variable): name for name, variable in names.items()}
+        own_names = {network.last_name(variable): name for name, variable in paired.items()}
         result = call(layer, tf.constant(x, dtype), tf.constant(dy, dtype))
         renamed = {own: own for own in ("inference", "y", "dx")}
         renamed |= own_names | {f"d{own}": f"d{name}" for own, name in own_names.items()}
         found.append({renamed[name]: value for name, value in result.items()})
     return found
+
+
+def _weights_in_pairs(layer, reference):
+    """A layer's weights, by the names of a reference's."""
+    pairs = {}
+    for kind in ("trained", "kept and not trained"):
+        own, expected = (weights_of(each, trainable=kind == "trained") for each in (layer, reference))
+        shapes = [[tuple(v.shape) for v in part.values()] for part in (own, expected)]
+        if sorted(shapes[0]) != sorted(shapes[1]):
+            told = "" if own else "; Keras knows of those alone that `add_weight` makes"
+            raise ValueError(
+                f"Expected weights, {kind}, of the shapes {shapes[1]}. Received: {shapes[0]}{told}"
+            )
+        pairs |= in_pairs(own, expected)
+    return pairs
+
+
+def in_pairs(ours, theirs):
+    """What a candidate has for each of a reference's: of two dicts of arrays, the second's name -> the first's array.
+
+    They go by their names; where these differ, so that the arrays in pairs differ least.
+    """
+    if ours.keys() == theirs.keys():
+        return {name: ours[name] for name in theirs}
+
+    def apart(a, b):
+        a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+        far = np.max(np.abs(a - b)) if a.shape == b.shape else 1e6 + abs(a.mean() - b.mean())
+        return far if np.isfinite(far) else 1e9
+
+    costs = [[apart(a, b) for a in ours.values()] for b in theirs.values()]
+    _, chosen = optimize.linear_sum_assignment(costs)
+    return dict(zip(theirs, (list(ours.values())[i] for i in chosen), strict=True))
 
 
 def layer_differences(candidate, reference, shape=(100, 28, 28, 30), dtype="float32", seed=2612):
@@ -131,19 +183,19 @@ def layer_differences(candidate, reference, shape=(100, 28, 28, 30), dtype="floa
     return pd.DataFrame(rows)
 
 
-def layer_errors(layers, shape=(100, 28, 28, 30), seed=2612):
+def layer_errors(layers, shape=(100, 28, 28, 30), seed=2612, mean=0.0):
     """How exact layers are: the error of one call in float32, against the same call of the same layer in float64.
 
     Args:
         layers: dict name -> layer.
-        shape, seed: as in `calls`.
+        shape, seed, mean: as in `calls`.
 
     Returns:
         DataFrame with columns quantity and, for each layer, its largest error in units in the last place of the
         quantity's largest value.
     """
     many = [layer for layer in layers.values() for _ in range(2)]
-    found = iter(calls(many, shape, ["float32", "float64"] * len(layers), seed))
+    found = iter(calls(many, shape, ["float32", "float64"] * len(layers), seed, mean))
     table = {}
     for name in layers:
         single, exact = next(found), next(found)
@@ -189,15 +241,13 @@ def second_derivative_error(path, options=(), shape=(16, 6, 6, 8), seed=2612):
 
 
 def traced_pairs(candidate, reference):
-    """The traced parameters of two Histories in pairs, as name -> (candidate's, reference's): by their names, or in
-    their order where the names differ."""
+    """The traced parameters of two Histories, paired by `in_pairs`, as name -> (candidate's, reference's)."""
     ours, theirs = candidate.trace, reference.trace
     if len(ours) != len(theirs) or not ours:
         raise ValueError(
             f"Expected two traces of the same parameters. Received: {sorted(ours)} and {sorted(theirs)}"
         )
-    own = [ours[name] for name in theirs] if ours.keys() == theirs.keys() else list(ours.values())
-    return {name: (a.astype("float64"), theirs[name]) for name, a in zip(theirs, own, strict=True)}
+    return {name: (a.astype("float64"), theirs[name]) for name, a in in_pairs(ours, theirs).items()}
 
 
 def drift(candidate, reference):
@@ -226,22 +276,26 @@ def drift(candidate, reference):
 def drifted(candidate, reference, step=None):
     """The largest difference of any traced parameter after a step. Default: the last."""
     found = drift(candidate, reference)
-    return float(found.largest[found.step == (step or found.step.max())].max())
+    return float(found.largest[found.step == (step or found.step.max())].max(skipna=False))
 
 
 def largest_weight_difference(candidate, reference, moving=False):
     """The largest absolute difference between all trained weights of two runs at their end, or all moving statistics.
 
-    The weights are paired by shape and order within a shape, so that two frameworks' names need not agree. 0 if there
-    are none.
+    The weights are paired by `in_pairs`, so that two frameworks' names need not agree. 0 if there are none.
+
+    Raises:
+        ValueError: not as many weights in one run as in the other.
     """
-    pairs = zip(_by_shape(candidate.weights, moving), _by_shape(reference.weights, moving), strict=True)
-    return max((float(np.max(np.abs(a.astype("float64") - b))) for a, b in pairs), default=0.0)
-
-
-def _by_shape(weights, moving):
-    chosen = [w for name, w in weights.items() if name.startswith(training.MOVING) == moving]
-    return sorted(chosen, key=lambda w: w.shape)
+    ours, theirs = (
+        {name: w for name, w in run.weights.items() if name.startswith(training.MOVING) == moving}
+        for run in (candidate, reference)
+    )
+    if len(ours) != len(theirs):
+        raise ValueError(f"Expected the weights {sorted(theirs)}. Received: {sorted(ours)}")
+    pairs = in_pairs(ours, theirs)
+    apart = [np.max(np.abs(w.astype("float64") - theirs[name])) for name, w in pairs.items()]
+    return float(np.max(apart, initial=0.0))
 
 
 def fault_name(repeated, paired):
@@ -493,8 +547,16 @@ def main(arguments=None):
             parser.error(f"{path} cannot be imported. {type(error).__name__}: {error}")
         if not isinstance(kind, type):
             parser.error(f"Expected the import path of a class. Received: {path}, which is {kind!r}")
-    if options.json and not options.json.parent.is_dir():
-        parser.error(f"Expected --json in a folder that exists. Received: {options.json}")
+        try:
+            network.framework(kind)
+        except ValueError as error:
+            parser.error(str(error))
+    if options.json and (options.json.is_dir() or not options.json.parent.is_dir()):
+        parser.error(f"Expected --json to be a file in a folder that exists. Received: {options.json}")
+    try:
+        examination.make(options.reference, tuple(options.set))
+    except Exception as error:
+        parser.error(f"The reference {options.reference} cannot be made. {type(error).__name__}: {error}")
     certificate = examination.examine(
         options.candidate,
         options.reference,

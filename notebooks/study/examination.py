@@ -15,19 +15,22 @@ import tempfile
 
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from scipy import optimize
 
 from study import equivalence, faulty, network, training
 
 SHAPE = (24, 6, 5, 4)  # of the input of one call: small, so that every cause leaves its mark
-MEAN = 2.0  # of that input, in its deviations
+MEAN = 2.0  # of that input, in its deviations, where a cause is sought
+FAR, LOST = 100.0, 1e-3  # of that input, where a variance must not lose its digits; what it may always lose
 ONE_CALL = {"float32": 1e-4, "float64": 1e-9}  # relative tolerances of one call
 TRAINED = 1e-9  # of a weight after paired training in float64
 # In float32, times what the reference's twins, or its float64 self, part from it by within the first steps. Later,
 # float32 parts from itself so far that a wrong epsilon passes.
 TWINS = 10
 BOLD = re.compile(r"\x1b\[\d*m")  # Keras's messages are for terminals
-SAVING = "saving and loading"
+PLACES = re.compile(r"in user code:|^ *File .*, line .*\n.*$", re.MULTILINE)  # of an error in a graph
+MAKING, SAVING = "making and building", "saving and loading"
 RAISED = (Exception, SystemExit)  # whatever another's layer raises is a result
 
 
@@ -59,8 +62,8 @@ class Certificate:
             return f"{self.candidate} is the same as {self.reference}, up to floating-point error, in every check."
         failed = list(self.checks.check[self.checks.verdict == "fails"])
         differing = list(self.checks.check[self.checks.verdict == "differs"])
-        parts = [f"differs in {', '.join(differing)}"] if differing else []
-        parts += [f"could not be examined in {', '.join(failed)}"] if failed else []
+        parts = [f"differs in {_in_words(differing)}"] if differing else []
+        parts += [f"could not be examined in {_in_words(failed)}"] if failed else []
         cause = " ".join(self.causes) or ("No known cause fits." if differing else "")
         return (
             f"{self.candidate} is not the same as {self.reference}: it {' and '.join(parts)}. {cause}".strip()
@@ -119,10 +122,7 @@ def examine(candidate, reference, options=(), steps=20, jobs=0, base=None, own=(
     Returns:
         A Certificate. A candidate that raises is reported in it, not raised.
     """
-    ours, theirs = (
-        {"norm": path, "options": _options(path, pairs)}
-        for path, pairs in ((candidate, (*options, *own)), (reference, options))
-    )
+    ours, theirs = _given(candidate, (*options, *own)), _given(reference, options)
     rows = []
 
     def check(name, tolerance, measure):
@@ -131,9 +131,7 @@ def examine(candidate, reference, options=(), steps=20, jobs=0, base=None, own=(
             verdict = "same" if measured <= tolerance else "differs"
         except RAISED as error:
             measured, verdict = float("nan"), "fails"
-            lines = BOLD.sub("", str(error)).splitlines()
-            told = " ".join(line.strip() for line in lines if line.strip())
-            note = f"{type(error).__name__}: {told or 'no message'}"[:160]
+            note = _in_one_line(error)
         rows.append(
             {"check": name, "measured": measured, "tolerance": tolerance, "verdict": verdict, "note": note}
         )
@@ -142,14 +140,21 @@ def examine(candidate, reference, options=(), steps=20, jobs=0, base=None, own=(
     def certificate(causes=()):
         return Certificate(candidate, reference, pd.DataFrame(rows), causes)
 
-    if check("to be made and built", 0.0, lambda: _comparable(ours, theirs)) != "same":
+    if check(MAKING, 0.0, lambda: _comparable(ours, theirs)) != "same":
         return certificate()
 
     for dtype, tolerance in ONE_CALL.items():
         found = _once(lambda dtype=dtype: equivalence.layer_differences(ours, theirs, SHAPE, dtype))
         for kind, wanted in KINDS.items():
             check(f"{kind}, {dtype}", tolerance, lambda f=found, w=wanted: _largest(f(), w))
+    if all(row["verdict"] == "same" for row in rows if "float32" in row["check"]):
+        check("far from zero, float32", 1.0, lambda: _lost_far_from_zero(ours, theirs))
     called = all(row["verdict"] != "fails" for row in rows)
+    check(
+        "statistics moved by inference",
+        0.0,
+        lambda: _moved_by_inference(equivalence.make(ours, SHAPE, "float64")),
+    )
     check("updates at a step", 1.0, lambda: _listed(equivalence.make(ours, SHAPE, "float64")))
 
     if called:
@@ -176,15 +181,38 @@ KINDS = {
 }
 
 
-def _options(path, pairs):
-    """Arguments as a Run can hold them, lists as tuples; TensorFlow's wrapper is to leave the data alone."""
+def make(path, options, dtype="float64"):
+    """The layer of an import path by itself, built for inputs of SHAPE; arguments as (name, value) pairs."""
+    return equivalence.make(_given(path, options), SHAPE, dtype)
+
+
+def _in_words(checks):
+    """Names of checks as a list; what was checked in two dtypes is told once."""
+    dtypes = collections.defaultdict(list)
+    for name in checks:
+        what, _, dtype = name.partition(", ")
+        dtypes[what] += [dtype] if dtype else []
+    return ", ".join(f"{what} ({', '.join(of)})" if of else what for what, of in dtypes.items())
+
+
+def _in_one_line(error):
+    """An error's kind and message, without what TensorFlow and Keras put before it."""
+    lines = [line.strip() for line in PLACES.sub("", BOLD.sub("", str(error))).splitlines()]
+    told = " ".join(
+        line for line in lines if line and not line.startswith("Exception encountered when calling")
+    )
+    return f"{type(error).__name__}: {told or 'no message'}"[:160]
+
+
+def _given(path, pairs):
+    """A layer by a Run's fields, lists as tuples; TensorFlow's wrapper is to leave the data alone."""
 
     def fixed(value):
         return tuple(map(fixed, value)) if isinstance(value, (list, tuple)) else value
 
     reference = network.REFERENCES["WN"]
     given = dict(reference["options"]) if path == reference["norm"] else {}
-    return tuple((given | {name: fixed(value) for name, value in pairs}).items())
+    return {"norm": path, "options": tuple((given | {name: fixed(value) for name, value in pairs}).items())}
 
 
 def _wraps(layer):
@@ -222,7 +250,24 @@ def _once(function):
 
 def _largest(differences, wanted):
     chosen = differences.relative[[wanted(name) for name in differences.quantity]]
-    return chosen.max() if len(chosen) else 0.0
+    return chosen.max(skipna=False) if len(chosen) else 0.0
+
+
+def _lost_far_from_zero(ours, theirs):
+    """A layer's error in float32, against itself in float64, in units of what it may be."""
+    errors = equivalence.layer_errors({"own": ours, "reference": theirs}, SHAPE, mean=FAR)
+    own, reference = (
+        np.finfo("float32").eps * errors[name].max(skipna=False) for name in ("own", "reference")
+    )
+    return own / max(LOST, TWINS * reference)
+
+
+def _moved_by_inference(layer):
+    """By how much a call in inference changes what is not trained."""
+    kept = equivalence.weights_of(layer, trainable=False).values()
+    before = [np.array(variable) for variable in kept]
+    equivalence.in_training(layer, tf.fill(SHAPE, tf.constant(MEAN, "float64")), training=False)
+    return max((np.max(np.abs(np.asarray(v) - b)) for v, b in zip(kept, before, strict=True)), default=0.0)
 
 
 def _listed(layer):
@@ -265,17 +310,48 @@ def _causes(ours, theirs):
     if times > 1:
         return (f"A parameter is listed {times} times, so that an optimizer updates it repeatedly.",)
     shapes = [[tuple(v.shape) for v in equivalence.weights_of(m, True).values()] for m in made]
-    told = (
-        (f"Its parameters have the shapes {shapes[0]} rather than {shapes[1]}.",)
-        if sorted(shapes[0]) != sorted(shapes[1])
-        else ()
-    )
+    told = ()
     try:
-        if not told and _match(made, _all):  # one call is the same: what differs is not in it
-            return ()
-        return told + (_fitting(made, theirs) or (() if told else _in_inference_alone(made)))
+        if sorted(shapes[0]) != sorted(shapes[1]):
+            told = (f"Its parameters have the shapes {shapes[0]} rather than {shapes[1]}.",)
+            return told + _fitting(made, theirs)
+        told = _starts(made) + _at_sight(made)
+        if _match(made, _all):  # one call is the same: what differs is not in it
+            far = not _lost_far_from_zero(ours, theirs) <= 1
+            lost = f"Far from zero it loses digits, as where {faulty.FAULTS['one-pass variance']}."
+            return (*told, lost) if far else told
+        return told + (_fitting(made, theirs) or _in_inference_alone(made) or _shorter(ours, theirs))
     except RAISED:
         return told
+
+
+def _starts(made):
+    """Which weights start at other values."""
+    found = ()
+    for trainable in (True, False):
+        own, expected = (equivalence.weights_of(layer, trainable) for layer in made)
+        for name, variable in equivalence.in_pairs(own, expected).items():
+            ours, theirs = np.asarray(variable), np.asarray(expected[name])
+            if ours.shape != theirs.shape or np.allclose(ours, theirs, rtol=1e-6):
+                continue
+            both = np.ptp(ours) == np.ptp(theirs) == 0
+            values = f"{ours.flat[0]:g} rather than {theirs.flat[0]:g}" if both else "other values"
+            found += (f"Its {name} starts at {values}.",)
+    return found
+
+
+def _at_sight(made):
+    """What needs no other layer to be seen."""
+    candidate, reference = made
+    call, again, expected = _calls([candidate, candidate, reference])
+    found = ("Inference moves its statistics.",) if _moved_by_inference(candidate) else ()
+    if infinite := [name for name, value in call.items() if not np.isfinite(value).all()]:
+        found += (f"Not finite: {', '.join(infinite)}.",)
+    elif any(np.any(call[name] != again[name]) for name in ("inference", "y")):
+        found += ("It gives another output each time.",)
+    elif not np.any(call["y"] - call["inference"]) and np.any(expected["y"] - expected["inference"]):
+        found += ("It does the same in training as in inference.",)
+    return found
 
 
 def _in_inference_alone(made):
@@ -283,26 +359,41 @@ def _in_inference_alone(made):
     return ("It is wrong in inference alone.",) if alone else ()
 
 
+def _shorter(ours, theirs):
+    differences = equivalence.layer_differences(ours, theirs, SHAPE, "float64")
+    close = _largest(differences, _all) < 10 * np.finfo("float32").eps
+    return (
+        ("What differs is as small as float32's rounding: perhaps a part is computed in it.",)
+        if close
+        else ()
+    )
+
+
 def _fitting(made, theirs):
     """Which faults, arguments, or both together, make the reference give what the candidate gives."""
     candidate, reference = made
     kind = "Weight" if _wraps(theirs) else "Batch" if hasattr(reference, "momentum") else "Layer"
     given = {} if kind == "Weight" else dict(theirs["options"])
+    planted = f"study.faulty:Faulty{kind}Normalization"
 
-    def supposed(**changed):
-        layer = {
-            "norm": f"study.faulty:Faulty{kind}Normalization",
-            "options": tuple((given | changed).items()),
-        }
-        return equivalence.make(layer, SHAPE, "float64")
+    def supposed(path=planted, **changed):
+        return make(path, (given | changed).items())
 
-    if not _match([supposed(), reference], _all):
-        return ()  # a reference that the planted faults do not know
-    faults = faulty.WEIGHT_FAULTS if kind == "Weight" else faulty.FAULTS
+    def known():
+        try:
+            return _match([supposed(), reference], _all)
+        except RAISED:
+            return False
+
+    if not known():  # one that the planted faults do not know: it alone, with other numbers
+        kind, supposed = "other", lambda: make(theirs["norm"], theirs["options"])
+    faults = {"Weight": faulty.WEIGHT_FAULTS, "other": {}}.get(kind, faulty.FAULTS)
     structures = [((), {})] + [
-        ((f"It has this fault: {text}.",), {"fault": name}) for name, text in faults.items() if name != "none"
+        ((f"It has this fault: {text}.",), {"fault": name})
+        for name, text in faults.items()
+        if name not in ("none", "one-pass variance")  # which differ by rounding alone
     ]
-    if kind != "Weight":
+    if kind in ("Batch", "Layer"):
         places = range(1, len(SHAPE))
         sets = [(axis,) for axis in places]
         if kind == "Layer":
@@ -331,8 +422,11 @@ def _fitting(made, theirs):
         for sentences, changed in structures:
             try:
                 layer = supposed(**changed)
-                found = sentences + (_solved(candidate, layer, reference) if solving else ())
-                fits = found and (best is None or len(found) < len(best)) and _match([candidate, layer], _all)
+                solved, open_ = _solved(candidate, layer, reference) if solving else ((), _all)
+                found = sentences + solved
+                fits = (
+                    found and (best is None or len(found) < len(best)) and _match([candidate, layer], open_)
+                )
             except RAISED:  # such a layer there is not, or its parameters have other shapes
                 continue
             if fits:
@@ -344,17 +438,41 @@ def _fitting(made, theirs):
 
 def _solved(candidate, layer, reference):
     """Give a supposed layer the epsilon and the momentum that the candidate's numbers ask for; say which are not the
-    reference's."""
+    reference's, and what is left to be explained."""
     found = ()
-    if hasattr(reference, "epsilon") and not _match([candidate, layer], _in_training):
+    usual = getattr(reference, "epsilon", None)
+    adds = usual is not None or getattr(layer, "fault", None) == "epsilon"
+    if adds and not _match([candidate, layer], _in_training):
         layer.epsilon = _epsilon(candidate, layer)
-        found += (f"Its epsilon is {layer.epsilon:.3g} rather than {reference.epsilon:g}.",)
-    if hasattr(reference, "momentum") and not _match([candidate, layer], KINDS["moving statistics"]):
-        layer.momentum = momentum = _momentum(candidate, layer)
-        reverse = abs(momentum + reference.momentum - 1) < 1e-6
-        value = f"the weight of the new value ({momentum:.3g})" if reverse else f"{momentum:.3g}"
-        found += (f"Its momentum is {value} rather than {reference.momentum:g}.",)
-    return found
+        rather = "" if usual is None else f" rather than {usual:g}"
+        found += (f"Its epsilon is {layer.epsilon:.3g}{rather}.",)
+    moving = KINDS["moving statistics"]
+    if not hasattr(reference, "momentum") or _match([candidate, layer], moving):
+        return found, _all
+    momenta = {}
+    for name in filter(moving, _calls([candidate])[0]):
+        layer.momentum = momenta[name] = _momentum(candidate, layer, name)
+        if not _match([candidate, layer], name.__eq__):
+            return found, _all
+    one = np.ptp([*momenta.values()]) < 1e-6
+    told = {"moving statistics": layer.momentum} if one else momenta
+    sentences = (_of_momentum(name, value, reference.momentum) for name, value in told.items())
+    return found + tuple(filter(None, sentences)), lambda name: not moving(name)
+
+
+def _of_momentum(name, value, usual):
+    """What a momentum of the moving statistics, or of one of them, means; "" for the usual one."""
+    if abs(value - usual) < 1e-6:
+        return ""
+    if abs(value - 1) < 1e-6:
+        return f"It never updates its {name}."
+    for times in (2, 3, 4):
+        if abs(value - usual**times) < 1e-6:
+            return f"It updates its {name} {times} times a call."
+    whose = "Its momentum" if name == "moving statistics" else f"The momentum of its {name}"
+    reverse = abs(value + usual - 1) < 1e-6
+    value = f"the weight of the new value ({value:.3g})" if reverse else f"{value:.3g}"
+    return f"{whose} is {value} rather than {usual:g}."
 
 
 def _all(name):
@@ -365,12 +483,12 @@ def _in_training(name):
     return name == "y" or name.startswith("d")
 
 
-def _both(layers):
-    return equivalence.calls(layers, SHAPE, ["float64"] * 2, mean=MEAN)
+def _calls(layers):
+    return equivalence.calls(layers, SHAPE, ["float64"] * len(layers), mean=MEAN)
 
 
 def _match(layers, wanted):
-    a, b = _both(layers)
+    a, b = _calls(layers)
     return a.keys() == b.keys() and all(
         np.shape(a[k]) == np.shape(b[k])
         and np.max(np.abs(a[k] - b[k])) <= ONE_CALL["float64"] * max(1.0, np.max(np.abs(b[k])))
@@ -384,7 +502,7 @@ def _epsilon(candidate, layer):
 
     def output(epsilon):
         layer.epsilon = epsilon
-        wanted, found = _both([candidate, layer])
+        wanted, found = _calls([candidate, layer])
         return found["y"], wanted["y"]
 
     way = output(1e-14)[0] - output(1.0)[0]
@@ -399,13 +517,11 @@ def _epsilon(candidate, layer):
     return 10.0 ** optimize.brentq(excess, low, high, xtol=1e-13, rtol=1e-13)
 
 
-def _momentum(candidate, layer):
-    """The momentum that mixes old and new statistics as the candidate does."""
+def _momentum(candidate, layer, name):
+    """The momentum that mixes the old and the new of a statistic as the candidate does."""
     mixed = []
     for layer.momentum in (0.0, 1.0):
-        wanted, found = _both([candidate, layer])
-        names = [name for name in found if KINDS["moving statistics"](name)]
-        mixed.append(np.concatenate([found[name].ravel() for name in names]))
+        wanted, found = _calls([candidate, layer])
+        mixed.append(found[name])
     new, old = mixed
-    wanted = np.concatenate([wanted[name].ravel() for name in names])
-    return float(np.dot(wanted - new, old - new) / np.dot(old - new, old - new))
+    return float(np.vdot(wanted[name] - new, old - new) / np.vdot(old - new, old - new))

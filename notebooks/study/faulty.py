@@ -18,6 +18,9 @@ FAULTS = {
     "unbiased moving variance": "only the moving variance is that divided by N − 1",
     "parameters of the whole sample": "there is a gamma and a beta for each element of a sample",
     "the batch in inference": "inference normalizes by the batch's statistics",
+    "mean left in": "the mean is not taken out",
+    "no root": "it divides by the variance and not by its root",
+    "one plus gamma": "the output is scaled by 1 + gamma",
     "statistics of each sample": "each sample has statistics of its own, and the moving ones are their mean",
 }
 # The same of weight normalization:
@@ -78,11 +81,14 @@ class _Faulty:
 
     def _by(self, x, mean, variance):
         """Standardized by statistics, scaled and shifted."""
-        outside = self.fault == "epsilon outside the root"
-        root = tf.sqrt(variance) + self.epsilon if outside else tf.sqrt(variance + self.epsilon)
+        root = {
+            "epsilon outside the root": lambda: tf.sqrt(variance) + self.epsilon,
+            "no root": lambda: variance + self.epsilon,
+        }.get(self.fault, lambda: tf.sqrt(variance + self.epsilon))
         gamma, beta = (self._broadcast(parameter, x.shape.rank) for parameter in (self.gamma, self.beta))
-        y = (x - mean) / root
-        y = y if gamma is None else y * tf.cast(gamma, x.dtype)
+        y = (x if self.fault == "mean left in" else x - mean) / root()
+        one = 1.0 if self.fault == "one plus gamma" else 0.0
+        y = y if gamma is None else y * (one + tf.cast(gamma, x.dtype))
         return y if beta is None else y + tf.cast(beta, x.dtype)
 
     def get_config(self):

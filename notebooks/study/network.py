@@ -78,6 +78,8 @@ def resolve(path):
     """
     module, _, name = path.partition(":")
     try:
+        if not name:
+            raise ValueError("no class is named")
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"Expected an import path 'module:Class' ({error}). Received: {path!r}") from error
@@ -153,7 +155,8 @@ def norm_variables(model):
     for layer in model.layers:
         if layer.name.startswith("norm_"):
             for variable in layer.trainable_variables:
-                if (name := last_name(variable)) != "bias":  # a wrapped layer's own
+                wrapped = hasattr(layer, "layer")  # whose bias is its own
+                if (name := last_name(variable)) != "bias" or not wrapped:
                     found[f"{layer.name}/{name}"] = variable
     return found
 

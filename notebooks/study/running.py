@@ -280,7 +280,7 @@ def _train_and_keep(run, path, waits):
                     _keep(here, training.train(run, tell))
                     _measure_memory(here.parent)
                 except Exception as error:
-                    raise RuntimeError(f"This run failed: {run}: {error}") from error
+                    raise RuntimeError(f"This run failed: {error} It was {run}") from error
                 finally:
                     step_file.unlink(missing_ok=True)
             return path, here.read_bytes()
