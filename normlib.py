@@ -535,7 +535,11 @@ class _Normalization(keras.layers.Layer):
         """The value of an argument as it is kept."""
         if name == "axis":
             several = self._several_axes and isinstance(value, (list, tuple))
-            return [_integer(name, axis) for axis in value] if several else _integer(name, value)
+            try:
+                return [*map(operator.index, value)] if several else operator.index(value)
+            except TypeError:
+                expected = "an int or a list/tuple of ints" if self._several_axes else "an int"
+                raise TypeError(f"Expected {expected} for the argument 'axis'. Received: {value!r}") from None
         if name in ("epsilon", "momentum"):
             return _number(name, value, 1.0 if name == "momentum" else math.inf)
         if name == "groups" and (not isinstance(value, int) or (value <= 0 and value != -1)):
@@ -551,11 +555,8 @@ class _Normalization(keras.layers.Layer):
         return getattr(keras, f"{kind}s").get(value) if kind in _KINDS else value
 
     def _given_axes(self):
-        return self.axis if isinstance(self.axis, list) else [self.axis]
-
-    def _in_keras_order(self):
         """The axes in the order of the parameters' sizes: as in Keras, as they are given, negative ones first."""
-        return sorted(self._given_axes())
+        return sorted(self.axis) if isinstance(self.axis, list) else [self.axis]
 
     def _features(self, rank):
         """The axes that carry gamma and beta, ascending and non-negative."""
@@ -583,7 +584,7 @@ class _Normalization(keras.layers.Layer):
                     f"Axis {axis} of input tensor should have a defined dimension but the layer received an input "
                     f"with shape {tuple(input_shape)}. Received: axis={self.axis}"
                 )
-        sizes = {axis: input_shape[axis] for axis in self._in_keras_order()}
+        sizes = {axis: input_shape[axis] for axis in self._given_axes()}
         for name, wanted in (("gamma", scale), ("beta", center)):
             if wanted:
                 options = {kind: getattr(self, f"{name}_{kind}") for kind in _KINDS}
@@ -601,7 +602,7 @@ class _Normalization(keras.layers.Layer):
         """A parameter with the input's rank, so that it lines up with its axes."""
         if parameter is None:
             return None
-        sizes = dict(zip((axis % rank for axis in self._in_keras_order()), parameter.shape, strict=True))
+        sizes = dict(zip((axis % rank for axis in self._given_axes()), parameter.shape, strict=True))
         return tf.reshape(parameter, [sizes.get(axis, 1) for axis in range(rank)])
 
     def _standardize(self, x, **options):
@@ -632,15 +633,6 @@ def _number(name, value, high):
     if not 0 <= number <= high or math.isinf(number):
         raise ValueError(f"`{name}` must be a number from 0 to {high:g}. Received: {name}={value!r}")
     return number
-
-
-def _integer(name, value):
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"Expected an int or a list/tuple of ints for the argument '{name}'. Received: {value!r}"
-        ) from None
 
 
 def _distinct(axis, shape):
