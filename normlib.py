@@ -960,6 +960,8 @@ class WeightNormalization(keras.layers.Wrapper):
     Reference: arXiv:1602.07868, equation 2.
     """
 
+    _initialize = None  # in `initialize_from_data`: sets g and the bias from the inputs of a call
+
     def __init__(self, layer, **kwargs):
         if isinstance(layer, keras.layers.Layer):
             policy = keras.dtype_policies.get(kwargs.get("dtype") or layer.variable_dtype)
@@ -972,7 +974,7 @@ class WeightNormalization(keras.layers.Wrapper):
         self._remat_mode = self._remat_mode or layer._remat_mode
         if self._remat_mode and layer.name in self._remat_mode.layer_names:
             self._remat_mode = self._remat_mode._replace(layer_names=[self.name])
-        self._from_data, self._axes = None, {}  # in `initialize_from_data`: "wait", then "set"
+        self._axes = {}
 
     def build(self, input_shape=None):
         super().build(input_shape)
@@ -1013,8 +1015,8 @@ class WeightNormalization(keras.layers.Wrapper):
         ]
 
     def call(self, inputs, **kwargs):
-        if self._from_data:
-            self._set_from_data(inputs)
+        if self._initialize:
+            self._initialize(inputs)
         kernels = {id(v): w for (v, *_), w in zip(self._parts(), self.kernels(), strict=True)}
         # Within the scope, the layer reads w where it would read v. Its other variables are given as they are: a scope
         # hides the values of the scope around it, such as those of a model's stateless call.
@@ -1034,36 +1036,6 @@ class WeightNormalization(keras.layers.Wrapper):
         modes = {layer: layer._remat_mode for layer in self.layer._flatten_layers()}
         whole = [layer for layer, mode in modes.items() if mode and mode.mode != "activations"]
         return _for_now("_remat_mode", dict.fromkeys(whole))
-
-    def _set_from_data(self, inputs):
-        """Give g and the bias the values with which these inputs have outputs of mean 0 and deviation 1."""
-        layer, (_, _, g) = self.layer, self._parts()[-1]
-        bias = getattr(layer, "bias", None)
-        if bias is None or math.prod(bias.shape) != math.prod(g.shape) or not _biases_each_unit(layer):
-            raise ValueError(
-                f"Expected a wrapped layer with a bias for each g, in the same order. Received: {layer!r}"
-            )
-        if self._from_data == "set":
-            raise ValueError(f"Expected a model that calls {layer.name} once. Received: another call")
-        with _for_now("activation", {layer: keras.activations.linear}), _for_now("_from_data", {self: None}):
-            g.assign(tf.ones_like(g))
-            bias.assign(tf.zeros_like(bias))
-            t = _widen(self(inputs))
-        channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
-        start = 1 if channels_first else t.shape.rank - len(bias.shape)
-        units = [start + axis for axis, size in enumerate(bias.shape) if size > 1]
-        others = [axis for axis in range(t.shape.rank) if axis not in units]
-        _, mean, variance = standardize(t, others, epsilon=0.0)
-        # By so much equal outputs may differ.
-        rounding = 4 * np.finfo(t.dtype.as_numpy_dtype).eps * tf.reduce_max(tf.abs(t))
-        if not bool(tf.reduce_all((variance > tf.square(rounding)) & tf.math.is_finite(variance))):
-            raise ValueError(
-                f"Expected inputs with which every output of {layer.name} varies, and is finite. Received: {inputs!r}"
-            )
-        inv_std = tf.math.rsqrt(variance)
-        g.assign(tf.reshape(inv_std, g.shape))
-        bias.assign(tf.reshape(-mean * inv_std, bias.shape))
-        self._from_data = "set"
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
@@ -1100,15 +1072,6 @@ def _kernels(layer):
             f"Expected a layer that contains a `kernel` of floats, such as Dense. Received: {layer!r}"
         )
     return found
-
-
-def _biases_each_unit(layer):
-    """Whether the bias has the axes of g, in their order: of several axes it has them as the equation says."""
-    if not isinstance(layer, keras.layers.EinsumDense):
-        return True
-    operands, output = layer.equation.split("->")
-    units = [label for label in operands.split(",")[1] if label in output]
-    return units == [label for label in output if label in layer.bias_axes]
 
 
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
@@ -1153,14 +1116,52 @@ def initialize_from_data(model, inputs):
     Reference: Salimans and Kingma 2016 (arXiv:1602.07868), section 3.
     """
     model(inputs)  # builds it
-    layers = _layers_of(WeightNormalization, model)
-    before = model.get_weights()
+    unset, before = set(_layers_of(WeightNormalization, model)), model.get_weights()
     try:
-        with _for_now("_from_data", dict.fromkeys(layers, "wait")):
+        with _for_now("_initialize", {w: functools.partial(_set_from_data, unset, w) for w in unset}):
             model(inputs)
     except Exception:
         model.set_weights(before)
         raise
+
+
+def _set_from_data(unset, wrapped, inputs):
+    """Give a layer's g and bias, once, the values with which these inputs have outputs of mean 0 and deviation 1."""
+    layer, (_, _, g) = wrapped.layer, wrapped._parts()[-1]
+    bias = getattr(layer, "bias", None)
+    if bias is None or math.prod(bias.shape) != math.prod(g.shape) or not _biases_each_unit(layer):
+        raise ValueError(
+            f"Expected a wrapped layer with a bias for each g, in the same order. Received: {layer!r}"
+        )
+    if wrapped not in unset:
+        raise ValueError(f"Expected a model that calls {layer.name} once. Received: another call")
+    unset.remove(wrapped)
+    g.assign(tf.ones_like(g))
+    bias.assign(tf.zeros_like(bias))
+    with _for_now("activation", {layer: keras.activations.linear}), _for_now("_initialize", {wrapped: None}):
+        t = _widen(wrapped(inputs))
+    start = 1 if getattr(layer, "data_format", None) == "channels_first" else t.shape.rank - len(bias.shape)
+    units = [start + axis for axis, size in enumerate(bias.shape) if size > 1]
+    others = [axis for axis in range(t.shape.rank) if axis not in units]
+    _, mean, variance = standardize(t, others, epsilon=0.0)
+    # By so much equal outputs may differ.
+    rounding = 4 * np.finfo(t.dtype.as_numpy_dtype).eps * tf.reduce_max(tf.abs(t))
+    if not bool(tf.reduce_all((variance > tf.square(rounding)) & tf.math.is_finite(variance))):
+        raise ValueError(
+            f"Expected inputs with which every output of {layer.name} varies, and is finite. Received: {inputs!r}"
+        )
+    inv_std = tf.math.rsqrt(variance)
+    g.assign(tf.reshape(inv_std, g.shape))
+    bias.assign(tf.reshape(-mean * inv_std, bias.shape))
+
+
+def _biases_each_unit(layer):
+    """Whether the bias has the axes of g, in their order: of several axes it has them as the equation says."""
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return True
+    operands, output = layer.equation.split("->")
+    units = [label for label in operands.split(",")[1] if label in output]
+    return units == [label for label in output if label in layer.bias_axes]
 
 
 def recalibrate(model, data):
@@ -1316,7 +1317,7 @@ def _is_linear(layer):
     if type(layer) not in _FOLDABLE:  # one that is derived from these may make something else of its kernel
         return False
     adapted = getattr(layer, "lora_enabled", False) or layer.quantization_mode is not None
-    channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    channels_first = getattr(layer, "data_format", None) == "channels_first"
     return not adapted and not channels_first and layer.activation is keras.activations.linear
 
 
