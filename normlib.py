@@ -608,10 +608,9 @@ class _Normalization(keras.layers.Layer):
     def _standardize(self, x, **options):
         rank = x.shape.rank
         gamma, beta = (self._broadcast(parameter, rank) for parameter in (self.gamma, self.beta))
-        y, mean, variance = standardize(
-            x, self._reduction_axes(rank), self.epsilon, gamma=gamma, beta=beta, **options
-        )
-        return y if self._keeps_dtype else tf.cast(y, self.compute_dtype), mean, variance
+        axes = self._reduction_axes(rank)
+        y, *statistics = standardize(x, axes, self.epsilon, gamma=gamma, beta=beta, **options)
+        return y if self._keeps_dtype else tf.cast(y, self.compute_dtype), *statistics
 
     def call(self, inputs):
         return self._standardize(_floating(inputs))[0]
@@ -867,9 +866,9 @@ class GroupNormalization(_Normalization):
 
     _arguments = {"groups": 32} | _USUAL
 
-    def build(self, input_shape):
-        self._check_axes(input_shape)
-        [channel], channels = self._features(len(input_shape)), input_shape[self.axis]
+    def _check_axes(self, shape):
+        super()._check_axes(shape)
+        [channel], channels = self._features(len(shape)), shape[self.axis]
         if channel == 0:
             raise ValueError(f"Expected a channel axis other than the batch's. Received: axis={self.axis}")
         groups = channels if self.groups == -1 else self.groups
@@ -879,7 +878,6 @@ class GroupNormalization(_Normalization):
                 f"channels ({channels}), and times their size it must be a multiple of the number of channels. "
                 f"Received: groups={self.groups}"
             )
-        super().build(input_shape)
 
     def _reduction_axes(self, rank):
         return tuple(axis for axis in range(1, rank) if axis not in self._features(rank))
@@ -1130,9 +1128,7 @@ def _set_from_data(unset, wrapped, inputs):
     layer, (_, _, g) = wrapped.layer, wrapped._parts()[-1]
     bias = getattr(layer, "bias", None)
     if bias is None or math.prod(bias.shape) != math.prod(g.shape) or not _biases_each_unit(layer):
-        raise ValueError(
-            f"Expected a wrapped layer with a bias for each g, in the same order. Received: {layer!r}"
-        )
+        raise ValueError(f"Expected a layer with a bias for each g, in the same order. Received: {layer!r}")
     if wrapped not in unset:
         raise ValueError(f"Expected a model that calls {layer.name} once. Received: another call")
     unset.remove(wrapped)
