@@ -56,19 +56,6 @@ __all__ = [
     "weight_normalize",
 ]
 
-# Below this many elements the launch of a compiled kernel costs more than it saves.
-COMPILE_FROM = 32_768
-# In more shapes than these the same kernel is not compiled: sequences of ever new lengths.
-COMPILED_SHAPES = 8
-# Elements of an averaged row of which the first is not taken for a value near the mean.
-LONG = 4096
-# Elements of a row that is summed as a product with ones: fewer fill no vector, of more one chain rounds too much.
-PRODUCTS = range(8, 4097)
-# From so many elements, a plain sum's chain of additions rounds too much.
-CHAIN = 512
-# Slices that are added up on the way: of more, the compiler would write each to memory first.
-SLICES = 14
-
 
 # --------------------------------------------------------------------------------------------------------------
 # Normalizing maps
@@ -151,31 +138,34 @@ def standardize(
     return y, *map(tf.stop_gradient, statistics)
 
 
-def _derivatives(function, inputs, upstream):
-    """The gradients of a function of tensors by TensorFlow itself, for second order."""
-    inputs = _of_this_graph(*inputs)
-    if not tf.executing_eagerly():  # not by a tape: under a forward accumulator it may record nothing
-        return tf.gradients(function(*inputs), inputs, upstream, unconnected_gradients="zero")
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        outputs = function(*inputs)
-    return tape.gradient(outputs, inputs, upstream, "zero")
+def _floating(x):
+    x = tf.convert_to_tensor(x)
+    if not x.dtype.is_floating:
+        raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}")
+    return x
 
 
-def _of_this_graph(*tensors):
-    """The same tensors, of the graph that is built now: the gradient of a loop, branch or function sees no others."""
-    return list(tensors) if tf.executing_eagerly() else [tf.identity(t) for t in tensors]
+def _distinct(axis, shape):
+    """One or several axes of a shape, ascending and non-negative."""
+    rank, received = len(shape), f"Received: axis={axis}, input shape {tuple(shape)}"
+    axes = [*axis] if isinstance(axis, collections.abc.Iterable) else [axis]
+    for each in axes:
+        if not -rank <= each < rank:
+            raise ValueError(f"Axis {each} is out of bounds for input shape {tuple(shape)}. {received}")
+    found = tuple(sorted(each % rank for each in axes))
+    if len(set(found)) < len(found):
+        raise ValueError(f"Expected each axis once. {received}")
+    return found
 
 
-def _written(t):
-    """The same tensor, which a program that XLA compiles as a whole, such as a jitted step, writes to memory.
-
-    Otherwise each kernel that reads it may compute it again, with what it was made of: in a deep residual network, the
-    layers before. XLA repeats nothing that is made of two tensors; here, of the tensor and of a test of it.
-    """
-    if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-        return t
-    return tf.where(tf.math.is_nan(t), tf.constant(math.nan, t.dtype), t)
+def _number(name, value, high):
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= high or math.isinf(number):
+        raise ValueError(f"`{name}` must be a number from 0 to {high:g}. Received: {name}={value!r}")
+    return number
 
 
 def _countable(x, mask):
@@ -286,6 +276,86 @@ def _centre(plan, x, count):
     origin = tf.stop_gradient(origin)
     residue = _mean(plan, x - origin, count)
     return (x - origin) - residue, origin, residue
+
+
+@tf.autograph.experimental.do_not_convert
+def weight_normalize(v, g, axes):
+    r"""Give each weight vector of v the length g: the map under `WeightNormalization`.
+
+    $$ w = g \, u, \quad u = v / |v|, \qquad
+       dv = \frac{g}{|v|} \bigl( dw - u \langle u, dw \rangle \bigr), \quad dg = \langle u, dw \rangle $$
+
+    Shapes: v any; g of v's rank, with the axes of a weight vector at size 1; w like v.
+
+    Args:
+        v: floating-point tensor, the directions.
+        g: floating-point tensor, the lengths, in w's unit.
+        axes: tuple of ints: the axes that make up one weight vector.
+
+    Returns:
+        w in v's dtype. A vector of length zero has no direction: its w and its dv are zero, never NaN.
+
+    Raises:
+        ValueError: a g of another shape, an axis out of bounds or repeated.
+        TypeError: a v or g that is not floating-point.
+
+    Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
+    """
+    v, g = _floating(v), _floating(g)
+    axes = _distinct(axes, v.shape)
+    if tuple(g.shape) != (expected := _of_units(v.shape, axes)):
+        raise ValueError(f"Expected a g of shape {expected}. Received: g.shape={tuple(g.shape)}")
+    run = functools.partial(_run, _Plan(axes, scale=True))  # g is its one parameter
+
+    @tf.custom_gradient
+    def forward(v, g):
+        v, g = _of_this_graph(v, g)
+        # Built of differentiable operations of v and g alone, the gradients have right derivatives as they are.
+        return run(_weight_normalize, v, g), lambda dw: run(_weight_normalize_gradients, dw, v, g)
+
+    return tf.cast(forward(_widen(v), tf.cast(g, _wide(v.dtype))), v.dtype)
+
+
+def _of_units(shape, axes):
+    """The shape of what has one value for each weight vector, with its axes at size 1."""
+    return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+
+
+def _weight_normalize(plan, v, g):
+    """The forward kernel: w."""
+    return v * (g * _inverse_length(plan, v))
+
+
+def _weight_normalize_gradients(plan, dw, v, g):
+    """The backward kernel: dv and dg."""
+    inverse = _inverse_length(plan, v)
+    u = v * inverse
+    dg = _sum(plan, u * dw, plan.axes, computed=True)
+    return g * inverse * (dw - u * dg), dg
+
+
+def _inverse_length(plan, v):
+    squared = _sum(plan, tf.square(v), plan.axes, computed=True)
+    some = tf.not_equal(squared, 0.0)  # of 0 the root has no derivative, and must not be taken
+    return tf.math.reciprocal_no_nan(tf.where(some, tf.sqrt(tf.where(some, squared, 1.0)), 0.0))
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Sums and compilation: exact, and as fast as TensorFlow's compiler XLA allows
+# --------------------------------------------------------------------------------------------------------------
+
+# Below this many elements the launch of a compiled kernel costs more than it saves.
+COMPILE_FROM = 32_768
+# In more shapes than these the same kernel is not compiled: sequences of ever new lengths.
+COMPILED_SHAPES = 8
+# Elements of an averaged row of which the first is not taken for a value near the mean.
+LONG = 4096
+# Elements of a row that is summed as a product with ones: fewer fill no vector, of more one chain rounds too much.
+PRODUCTS = range(8, 4097)
+# From so many elements, a plain sum's chain of additions rounds too much.
+CHAIN = 512
+# Slices that are added up on the way: of more, the compiler would write each to memory first.
+SLICES = 14
 
 
 def _near_the_mean(plan, x):
@@ -427,66 +497,31 @@ def _run(plan, kernel, *tensors):
 _functions = collections.defaultdict(dict)  # by shape
 
 
-@tf.autograph.experimental.do_not_convert
-def weight_normalize(v, g, axes):
-    r"""Give each weight vector of v the length g: the map under `WeightNormalization`.
+def _derivatives(function, inputs, upstream):
+    """The gradients of a function of tensors by TensorFlow itself, for second order."""
+    inputs = _of_this_graph(*inputs)
+    if not tf.executing_eagerly():  # not by a tape: under a forward accumulator it may record nothing
+        return tf.gradients(function(*inputs), inputs, upstream, unconnected_gradients="zero")
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = function(*inputs)
+    return tape.gradient(outputs, inputs, upstream, "zero")
 
-    $$ w = g \, u, \quad u = v / |v|, \qquad
-       dv = \frac{g}{|v|} \bigl( dw - u \langle u, dw \rangle \bigr), \quad dg = \langle u, dw \rangle $$
 
-    Shapes: v any; g of v's rank, with the axes of a weight vector at size 1; w like v.
+def _of_this_graph(*tensors):
+    """The same tensors, of the graph that is built now: the gradient of a loop, branch or function sees no others."""
+    return list(tensors) if tf.executing_eagerly() else [tf.identity(t) for t in tensors]
 
-    Args:
-        v: floating-point tensor, the directions.
-        g: floating-point tensor, the lengths, in w's unit.
-        axes: tuple of ints: the axes that make up one weight vector.
 
-    Returns:
-        w in v's dtype. A vector of length zero has no direction: its w and its dv are zero, never NaN.
+def _written(t):
+    """The same tensor, which a program that XLA compiles as a whole, such as a jitted step, writes to memory.
 
-    Raises:
-        ValueError: a g of another shape, an axis out of bounds or repeated.
-        TypeError: a v or g that is not floating-point.
-
-    Reference: Salimans and Kingma 2016 (arXiv:1602.07868), equations 2 and 3.
+    Otherwise each kernel that reads it may compute it again, with what it was made of: in a deep residual network, the
+    layers before. XLA repeats nothing that is made of two tensors; here, of the tensor and of a test of it.
     """
-    v, g = _floating(v), _floating(g)
-    axes = _distinct(axes, v.shape)
-    if tuple(g.shape) != (expected := _of_units(v.shape, axes)):
-        raise ValueError(f"Expected a g of shape {expected}. Received: g.shape={tuple(g.shape)}")
-    run = functools.partial(_run, _Plan(axes, scale=True))  # g is its one parameter
-
-    @tf.custom_gradient
-    def forward(v, g):
-        v, g = _of_this_graph(v, g)
-        # Built of differentiable operations of v and g alone, the gradients have right derivatives as they are.
-        return run(_weight_normalize, v, g), lambda dw: run(_weight_normalize_gradients, dw, v, g)
-
-    return tf.cast(forward(_widen(v), tf.cast(g, _wide(v.dtype))), v.dtype)
-
-
-def _of_units(shape, axes):
-    """The shape of what has one value for each weight vector, with its axes at size 1."""
-    return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-
-
-def _weight_normalize(plan, v, g):
-    """The forward kernel: w."""
-    return v * (g * _inverse_length(plan, v))
-
-
-def _weight_normalize_gradients(plan, dw, v, g):
-    """The backward kernel: dv and dg."""
-    inverse = _inverse_length(plan, v)
-    u = v * inverse
-    dg = _sum(plan, u * dw, plan.axes, computed=True)
-    return g * inverse * (dw - u * dg), dg
-
-
-def _inverse_length(plan, v):
-    squared = _sum(plan, tf.square(v), plan.axes, computed=True)
-    some = tf.not_equal(squared, 0.0)  # of 0 the root has no derivative, and must not be taken
-    return tf.math.reciprocal_no_nan(tf.where(some, tf.sqrt(tf.where(some, squared, 1.0)), 0.0))
+    if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return t
+    return tf.where(tf.math.is_nan(t), tf.constant(math.nan, t.dtype), t)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -622,36 +657,6 @@ class _Normalization(keras.layers.Layer):
     def get_config(self):
         config = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in self._arguments}
         return {**super().get_config(), **config}
-
-
-def _number(name, value, high):
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number <= high or math.isinf(number):
-        raise ValueError(f"`{name}` must be a number from 0 to {high:g}. Received: {name}={value!r}")
-    return number
-
-
-def _distinct(axis, shape):
-    """One or several axes of a shape, ascending and non-negative."""
-    rank, received = len(shape), f"Received: axis={axis}, input shape {tuple(shape)}"
-    axes = [*axis] if isinstance(axis, collections.abc.Iterable) else [axis]
-    for each in axes:
-        if not -rank <= each < rank:
-            raise ValueError(f"Axis {each} is out of bounds for input shape {tuple(shape)}. {received}")
-    found = tuple(sorted(each % rank for each in axes))
-    if len(set(found)) < len(found):
-        raise ValueError(f"Expected each axis once. {received}")
-    return found
-
-
-def _floating(x):
-    x = tf.convert_to_tensor(x)
-    if not x.dtype.is_floating:
-        raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}")
-    return x
 
 
 @keras.saving.register_keras_serializable("normlib")
