@@ -74,22 +74,19 @@ def standardize(
 
     The bar is the mean over the averaged set. Without centring (RMS) the mean is 0 and its term drops.
 
-    Shapes: `x` any rank; `gamma` and `beta` of x's rank, broadcastable to it; `mask` of x's shape; `mean` and
-        `variance` of x's rank, with the averaged axes kept at size 1.
-
     Args:
-        x: floating-point tensor.
+        x: floating-point tensor of any rank.
         axes: tuple of ints, the averaged axes.
         epsilon: added to the variance, in the squared unit of x.
         center: whether the mean is taken out. Default True.
-        gamma, beta: scale and shift. Default None: 1 and 0.
+        gamma, beta: scale and shift, of x's rank and broadcastable to it. Default None: 1 and 0.
         groups: (axis, number): channels along the axis are averaged within each group too. Default None.
-        mask: boolean tensor, False where an element does not count in the statistics. Default None: all count.
+        mask: boolean tensor of x's shape, False where an element is left out of the statistics. Default None: nowhere.
         all_reduce: function that sums a tensor over all replicas. Default None: one replica.
 
     Returns:
-        `(y, mean, variance)`: y in x's dtype, the statistics in at least float32, NaN where nothing was counted. No
-        gradient flows through the two statistics themselves; y's gradient accounts for them.
+        `(y, mean, variance)`: y in x's shape and dtype; the statistics of x's rank, with the averaged axes at size 1,
+        in at least float32, NaN where nothing was counted. No gradient flows through them: y's accounts for them.
 
     Raises:
         ValueError: an axis out of bounds or repeated, a negative epsilon, groups that do not divide the channels.
@@ -285,15 +282,13 @@ def weight_normalize(v, g, axes):
     $$ w = g \, u, \quad u = v / |v|, \qquad
        dv = \frac{g}{|v|} \bigl( dw - u \langle u, dw \rangle \bigr), \quad dg = \langle u, dw \rangle $$
 
-    Shapes: v any; g of v's rank, with the axes of a weight vector at size 1; w like v.
-
     Args:
-        v: floating-point tensor, the directions.
-        g: floating-point tensor, the lengths, in w's unit.
+        v: floating-point tensor of any rank, the directions.
+        g: floating-point tensor of v's rank, with the axes of a weight vector at size 1: the lengths, in w's unit.
         axes: tuple of ints: the axes that make up one weight vector.
 
     Returns:
-        w in v's dtype. A vector of length zero has no direction: its w and its dv are zero, never NaN.
+        w in v's shape and dtype. A vector of length zero has no direction: its w and its dv are zero, never NaN.
 
     Raises:
         ValueError: a g of another shape, an axis out of bounds or repeated.
@@ -730,9 +725,8 @@ class BatchNormalization(_Normalization):
         mask: tensor with one dimension less than the input, broadcastable to it: where it is False, the element does
             not count in the statistics. Default None: all count.
 
-    Raises:
-        ValueError: as LayerNormalization; a momentum outside [0, 1], a mask of the wrong shape, `renorm=True`.
-        TypeError: as LayerNormalization.
+    Raises: as LayerNormalization, and
+        ValueError: a momentum outside [0, 1], a mask of the wrong shape, `renorm=True`.
 
     Reference: arXiv:1502.03167, Algorithms 1 and 2.
     """
@@ -862,9 +856,8 @@ class GroupNormalization(_Normalization):
         axis: int, the channel axis. Default -1.
         epsilon, center, scale, and the options of gamma and beta: as in LayerNormalization.
 
-    Raises:
-        ValueError: as LayerNormalization; groups that are not a positive int or -1, or that do not divide the channels.
-        TypeError: as LayerNormalization.
+    Raises: as LayerNormalization, and
+        ValueError: groups that are not a positive int or -1, or that do not divide the channels.
 
     Reference: arXiv:1803.08494, equation 7.
     """
@@ -913,14 +906,11 @@ class RMSNormalization(_Normalization):
 
     y = scale * x / sqrt(mean(x^2) + epsilon), the mean over `axis`, sample by sample.
 
-    Shapes: input any rank from 2; scale has the sizes of the axes, in the order of `sorted(axis)`; output like the
-        input.
+    Shapes, axis and errors: as LayerNormalization, with `scale` for gamma.
 
     Args:
-        axis: int or list of ints, the normalized axes, which also carry the scale. Default -1.
+        axis: int or list of ints. Default -1.
         epsilon: added to the mean square, in the squared unit of the input. Default 1e-6.
-
-    Raises: as LayerNormalization.
 
     Reference: arXiv:1910.07467, equation 4.
     """
