@@ -682,12 +682,9 @@ class LayerNormalization(_Normalization):
     _arguments = _USUAL | {"rms_scaling": False}
 
     def call(self, inputs):
-        if not self.rms_scaling:
-            return super().call(inputs)
-        x = _widen(_floating(inputs))
-        variance = tf.math.reduce_variance(x, self._features(x.shape.rank), keepdims=True)
-        gamma = tf.cast(self._broadcast(self.gamma, x.shape.rank), x.dtype)
-        return tf.cast(x * tf.math.rsqrt(variance + self.epsilon) * gamma, self.compute_dtype)
+        if self.rms_scaling:  # Keras's own, so Keras computes it
+            return keras.layers.LayerNormalization.call(self, _floating(inputs))
+        return super().call(inputs)
 
 
 @keras.saving.register_keras_serializable("normlib")
