@@ -384,7 +384,10 @@ def _pool(plan, t, x, reduce=tf.reduce_sum):
     split = tf.concat([shape[:axis], [groups, t.shape[axis] // groups], shape[axis + 1 :]], 0)
     pooled = reduce(tf.reshape(t, split), axis + 1, keepdims=True)
     pooled = tf.reshape(tf.broadcast_to(pooled, split), shape)
-    return pooled if _is_small(x) else _summed(pooled)
+    if _is_small(x):
+        return pooled
+    # As a sum, XLA writes it to memory, and no loop over x looks up every element's group.
+    return tf.reduce_sum(tf.stack([pooled, tf.zeros_like(pooled)]), 0)
 
 
 def _sum(plan, t, axes, computed=False):
@@ -426,11 +429,6 @@ def _add_slices(t, axes):
 def _apart(t):
     """The same values, in a form that XLA does not join with the sum that is taken of it: that would be a slow loop."""
     return tf.maximum(t, -math.inf)
-
-
-def _summed(t):
-    """The same values, as sums: XLA writes these to memory, and no loop over x looks up every element's group."""
-    return tf.reduce_sum(tf.stack([t, tf.zeros_like(t)]), 0)
 
 
 def _dot(plan, t, parameter):
