@@ -22,7 +22,7 @@ Decisions, each stated once and tested:
   leave float32 statistics right;
 * `momentum` is the weight of the old value; statistics that are not finite (an empty batch, a NaN) are not
   averaged in;
-* gradients are right to every order: the backward pass has a derivative of its own.
+* gradients are right to every order: the backward pass is differentiable, through the statistics too.
 """
 
 import collections.abc
@@ -112,21 +112,13 @@ def standardize(
     def forward(*tensors):
         x, *parameters = _of_this_graph(*tensors)
         y, *statistics = run(_standardize, x, *parameters)
-        y = _written(y)
 
-        def gradients(*tensors):
-            tensors = _of_this_graph(*tensors)
-            here = plan if mask is None else plan._replace(mask=_of_this_graph(mask)[0])
+        # Made of differentiable operations of dy, x and its statistics, they have right derivatives as they are.
+        def gradients(dy, *_):
+            dx, *others = run(_standardize_gradients, dy, *statistics, x, *parameters)
+            return _written(dx), *others
 
-            def kernels(dy, *inputs):
-                statistics = _standardize(here, *inputs)[1:]  # here functions of x
-                return _standardize_gradients(here, dy, *statistics, *inputs)
-
-            dy, *inputs = tensors
-            dx, *others = run(_standardize_gradients, dy, *statistics, *inputs)
-            return (_written(dx), *others), lambda *upstream: _derivatives(kernels, tensors, upstream)
-
-        return (y, *statistics), lambda dy, *_: tf.custom_gradient(gradients)(dy, x, *parameters)
+        return (_written(y), *statistics), gradients
 
     y, origin, residue, variance, count = forward(x, *(p for p in (gamma, beta) if p is not None))
     statistics = origin + residue, variance
@@ -305,7 +297,6 @@ def weight_normalize(v, g, axes):
     @tf.custom_gradient
     def forward(v, g):
         v, g = _of_this_graph(v, g)
-        # Built of differentiable operations of v and g alone, the gradients have right derivatives as they are.
         return run(_weight_normalize, v, g), lambda dw: run(_weight_normalize_gradients, dw, v, g)
 
     return tf.cast(forward(_widen(v), tf.cast(g, _wide(v.dtype))), v.dtype)
@@ -488,17 +479,6 @@ def _run(plan, kernel, *tensors):
 
 
 _functions = collections.defaultdict(dict)  # by shape
-
-
-def _derivatives(function, inputs, upstream):
-    """The gradients of a function of tensors by TensorFlow itself, for second order."""
-    inputs = _of_this_graph(*inputs)
-    if not tf.executing_eagerly():  # not by a tape: under a forward accumulator it may record nothing
-        return tf.gradients(function(*inputs), inputs, upstream, unconnected_gradients="zero")
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        outputs = function(*inputs)
-    return tape.gradient(outputs, inputs, upstream, "zero")
 
 
 def _of_this_graph(*tensors):

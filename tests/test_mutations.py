@@ -57,8 +57,8 @@ FAULTS = {
     ),
     "RMS normalization is centred": ("(x), center=False)[0]", "(x))[0]", "gradients"),
     "second derivatives take the statistics for constants": (
-        "statistics = _standardize(here, *inputs)[1:]",
-        "statistics = [tf.stop_gradient(s) for s in _standardize(here, *inputs)[1:]]",
+        "run(_standardize_gradients, dy, *statistics, x, *parameters)",
+        "run(_standardize_gradients, dy, *map(tf.stop_gradient, statistics), x, *parameters)",
         "gradients -k second",
     ),
     "weight normalization does not project": ("(dw - u * dg)", "dw", "gradients -k weight"),
