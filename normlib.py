@@ -195,6 +195,17 @@ def _standardize_by(plan, x, mean, variance, *parameters):
     return tf.cast(_scale_and_shift(plan, x_hat, parameters), x.dtype)
 
 
+def _standardize_by_gradients(plan, dy, x, mean, variance, *parameters):
+    """Its gradients, operation by operation: a graph then leaves out those that nobody asks for."""
+    dy, inv_std = _widen(dy), tf.math.rsqrt(variance + plan.epsilon)
+    scale = inv_std * parameters[0] if plan.scale else inv_std
+    sum_dy = _sum(plan, dy, plan.axes)
+    sum_dy_x_hat = _sum(plan, dy * (_widen(x) - mean), plan.axes) * inv_std
+    dgamma, dbeta = [sum_dy_x_hat] * plan.scale, [sum_dy] * plan.shift  # of what there is
+    dmean, dvariance = -scale * sum_dy, -0.5 * scale * inv_std * sum_dy_x_hat
+    return tf.cast(dy * scale, x.dtype), dmean, dvariance, *dgamma, *dbeta
+
+
 def _scale_and_shift(plan, x_hat, parameters):
     y = x_hat * tf.cast(parameters[0], x_hat.dtype) if plan.scale else x_hat
     return y + tf.cast(parameters[-1], y.dtype) if plan.shift else y
@@ -461,10 +472,11 @@ def _run(plan, kernel, *tensors):
     tensors = _of_this_graph(*tensors)
     plain = functools.partial(kernel, plan, *tensors)
     shape, size = tuple(tensors[0].shape), tensors[0].shape.num_elements()
-    # Compiled is what has no size open but the batch's. Callbacks, such as a debugger's, XLA cannot call.
-    if not plan.compilable or None in shape[1:] or context.context().op_callbacks:
+    # With an open batch, each size that a model meets would cost a compilation. Callbacks, such as a debugger's, XLA
+    # cannot call.
+    if not plan.compilable or size is None or context.context().op_callbacks:
         return plain()
-    large = size is None or size >= COMPILE_FROM  # small ones take no place of a larger one's
+    large = size >= COMPILE_FROM  # small ones take no place of a larger one's
     parameters = [(tuple(t.shape), t.dtype) for t in tensors[len(tensors) - plan.scale - plan.shift :]]
     functions = _functions[kernel, plan, large, len(shape), tensors[0].dtype, *parameters]
     if shape not in functions:  # one for each, or TensorFlow would warn that it is traced again
@@ -472,10 +484,7 @@ def _run(plan, kernel, *tensors):
             return plain()  # each costs a compilation
         made = tf.function(functools.partial(kernel, plan), jit_compile=large, autograph=False)
         functions.setdefault(shape, made)  # another thread may have been faster
-    function = functools.partial(functions[shape], *tensors)
-    if size is None:
-        return tf.cond(tf.size(tensors[0]) >= COMPILE_FROM, function, plain)
-    return function() if large or tf.executing_eagerly() else plain()
+    return functions[shape](*tensors) if large or tf.executing_eagerly() else plain()
 
 
 _functions = collections.defaultdict(dict)  # by shape
@@ -748,10 +757,20 @@ class BatchNormalization(_Normalization):
         return y
 
     def _infer(self, x):
-        given = (self.moving_mean, self.moving_variance, self.gamma, self.beta)
-        wide = [tf.cast(self._broadcast(p, x.shape.rank), _wide(x.dtype)) for p in given if p is not None]
-        plan = _Plan((), self.epsilon, scale=self.gamma is not None, shift=self.beta is not None)
-        return tf.cast(_run(plan, _standardize_by, x, *wide), self.compute_dtype)
+        rank, given = x.shape.rank, (self.moving_mean, self.moving_variance, self.gamma, self.beta)
+        wide = [tf.cast(self._broadcast(p, rank), _wide(x.dtype)) for p in given if p is not None]
+        axes, scale, shift = self._reduction_axes(rank), self.gamma is not None, self.beta is not None
+        plan = _Plan(axes, self.epsilon, scale=scale, shift=shift)
+
+        @tf.custom_gradient
+        def forward(*tensors):
+            tensors = _of_this_graph(*tensors)
+            gradients = functools.partial(_standardize_by_gradients, plan)
+            return _run(plan, _standardize_by, *tensors), lambda dy: gradients(dy, *tensors)
+
+        small = _is_small(x)  # then the call of a kernel, and of a gradient, costs more than it saves
+        y = _standardize_by(plan, x, *wide) if small else forward(x, *wide)
+        return tf.cast(y, self.compute_dtype)
 
     def _average(self, statistics):
         """Move each channel's statistics, together: none of those of which one is not finite."""
@@ -1211,7 +1230,7 @@ def _folded(model, trains=False):
     into = {} if trains else _foldable(model, calls)
     gone = {norm.name for norm in into.values()}
 
-    def clone(layer):
+    def clone(layer):  # what a copy shares with its layer is the name
         if layer.name in gone:
             return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
         if _has_graph(layer):

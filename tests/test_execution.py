@@ -275,6 +275,40 @@ def test_ever_new_lengths_are_not_compiled_for_ever(rng):
 
 
 @pytest.mark.parametrize("name", ["BatchNormalization", "LayerNormalization", "GroupNormalization"])
+def test_a_model_for_any_batch_size_has_nothing_to_compile_for_each(name, tmp_path):
+    """A server that meets ever new sizes would compile for ever; some runtimes neither compile nor branch."""
+    model = keras.Sequential([keras.Input((64, 64, 32)), getattr(normlib, name)()])
+    model.export(tmp_path, verbose=False)
+    graph = tf.saved_model.load(tmp_path).signatures["serving_default"].graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    assert "Rsqrt" in {node.op for node in nodes}
+    assert not {"If", "StatelessIf"} & {node.op for node in nodes}
+    assert not any("_XlaMustCompile" in each.attr for each in [*nodes, *graph.library.function])
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4), (40, 64, 32)])
+def test_what_was_saved_and_loaded_has_its_second_derivatives(shape, rng, tmp_path):
+    module = tf.Module()
+    module.layer = build(normlib.LayerNormalization, {}, shape, "float64", rng)
+    module.call = tf.function(lambda x: module.layer(x), [tf.TensorSpec(shape, "float64")])
+    tf.saved_model.save(module, tmp_path)
+    x = tf.constant(random(rng, shape))
+
+    def second(function):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                loss = tf.reduce_sum(tf.sin(function(x)))
+            slope = tf.reduce_sum(tf.square(inner.gradient(loss, x)))
+        return outer.gradient(slope, x)
+
+    expected = second(lambda x: plain_layer(module.layer, x))
+    loaded = tf.saved_model.load(tmp_path)  # which owns its variables
+    assert_close(second(loaded.call), expected, 1e-11)
+
+
+@pytest.mark.parametrize("name", ["BatchNormalization", "LayerNormalization", "GroupNormalization"])
 def test_nothing_is_logged(name, rng, caplog):
     """Neither that kernels are traced again for other shapes, nor what AutoGraph cannot read."""
     layer = getattr(normlib, name)(**{"groups": 2} if name.startswith("Group") else {})

@@ -38,6 +38,37 @@ def test_output_and_gradients_equal_autodiff_of_the_plain_formula(make, argument
         assert_close(ours, theirs, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("shape", [(6, 5, 4), (40, 32, 30)])  # operation by operation, and compiled
+@pytest.mark.parametrize("arguments", [{}, {"scale": False}, {"center": False, "axis": 1}])
+def test_inference_has_the_derivatives_of_its_formula(arguments, shape, rng):
+    layer = build(normlib.BatchNormalization, arguments, shape, "float64", rng)
+    x, variables = tf.constant(random(rng, shape)), layer.variables
+
+    def formula(x):
+        mean, variance, gamma, beta = (
+            p if p is None else tf.reshape(p, [-1, 1] if arguments.get("axis") else [-1])
+            for p in (layer.moving_mean, layer.moving_variance, layer.gamma, layer.beta)
+        )
+        x_hat = (x - mean) / tf.sqrt(variance + layer.epsilon)
+        return x_hat * (1 if gamma is None else gamma) + (0 if beta is None else beta)
+
+    def derivatives(function):
+        sources = [x, *(variable.value for variable in variables)]
+        with tf.GradientTape() as outer:
+            outer.watch(sources)
+            with tf.GradientTape() as inner:
+                inner.watch(sources)
+                loss = tf.reduce_sum(tf.sin(function(x)))
+            first = inner.gradient(loss, sources)
+            slope = tf.add_n([tf.reduce_sum(tf.sin(gradient)) for gradient in first])
+        return [*first, *outer.gradient(slope, sources)]
+
+    expected = derivatives(formula)
+    for run in (derivatives, tf.function(derivatives, autograph=False)):
+        for ours, theirs in zip(run(lambda x: layer(x, training=False)), expected, strict=True):
+            assert_close(ours, theirs, 1e-11)
+
+
 @st.composite
 def any_case(draw):
     """A layer, arguments that suit the shape, the shape, a dtype, how it is called, an input's moments, a seed."""
