@@ -279,6 +279,13 @@ class MomentumReversed(OwnBatch):
         super().average(moving, new, 1.0 - momentum)
 
 
+class ReversedAndNamedOtherwise(MomentumReversed):
+    """As in PyTorch."""
+
+    def build(self, shape):
+        NamedOtherwise.build(self, shape)
+
+
 class VarianceKept(OwnBatch):
     """Only the mean is averaged with the momentum: the variance is that of the last batch."""
 
@@ -658,6 +665,7 @@ CHANNELS, IMAGES = "[(4,), (4,)]", "[(6, 5, 4), (6, 5, 4)]"  # the shapes of gam
             f"It normalizes axis 3. It has this fault: {faulty.FAULTS['parameters of the whole sample']}.",
         ),
         (WeightWithOneLength, f"It has this fault: {faulty.WEIGHT_FAULTS['whole kernel']}."),
+        (ReversedAndNamedOtherwise, "Its momentum is the weight of the new value (0.1) rather than 0.9."),
         (VarianceKept, "The momentum of its moving_variance is 0 rather than 0.9."),
         (VarianceNotANumber, "Not finite: moving_variance."),
         (GradientNotANumber, "Not finite: dx."),

@@ -87,7 +87,7 @@ def call(layer, x, dy):
 
 
 def calls(layers, shape, dtypes, seed=2612, mean=0.0):
-    """Call layers on the same input with the same weights, float32 numbers in any dtype.
+    """Call layers on the same input with the same weights, float32 numbers in any dtype, and give each its own back.
 
     Args:
         layers: list of layers, made or to be made; what the later ones name otherwise goes by the first one's names.
@@ -116,10 +116,13 @@ def calls(layers, shape, dtypes, seed=2612, mean=0.0):
     for layer, dtype, paired in running.progress(
         [*zip(made, dtypes, pairs, strict=True)], "one call", unit="layer"
     ):
+        started = {name: np.array(variable) for name, variable in paired.items()}
         for name, variable in paired.items():
             variable.assign(values[name])
         own_names = {network.last_name(variable): name for name, variable in paired.items()}
         result = call(layer, tf.constant(x, dtype), tf.constant(dy, dtype))
+        for name, variable in paired.items():
+            variable.assign(started[name])
         renamed = {own: own for own in ("inference", "y", "dx")}
         renamed |= own_names | {f"d{own}": f"d{name}" for own, name in own_names.items()}
         found.append({renamed[name]: value for name, value in result.items()})
