@@ -368,9 +368,7 @@ class Inside(keras.layers.Layer):
 
     def __init__(self, epsilon=1e-3, momentum=0.99, **options):
         super().__init__(**options)
-        self.inner = keras.layers.BatchNormalization(
-            epsilon=epsilon, momentum=momentum, dtype=self.dtype_policy
-        )
+        self.inner = keras.layers.BatchNormalization(epsilon=epsilon, momentum=momentum)  # of what dtype?
         self.epsilon, self.momentum = epsilon, momentum
 
     def call(self, inputs, training=None):

@@ -29,7 +29,11 @@ def make(layer, shape, dtype):
     """A layer by itself, built for inputs of a shape; a wrapper around a small convolution."""
     kind = network.resolve(layer["norm"])
     of_kind = network.framework(kind)
-    arguments = dict(layer.get("options", ())) | {"dtype": dtype}
+    with network.by_default(dtype, of_kind):
+        return _made(kind, of_kind, dict(layer.get("options", ())) | {"dtype": dtype}, shape, dtype)
+
+
+def _made(kind, of_kind, arguments, shape, dtype):
     if not is_wrapper(kind):
         made = kind(**arguments)
         try:  # layers inside are built by a call; it has no numbers

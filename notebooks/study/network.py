@@ -5,6 +5,7 @@ Conv 5x5, 30 filters, 'same' -> [norm] -> ReLU -> MaxPool 2x2 -> Flatten -> Dens
 The figures of 2019 are reproduced with the first normalization alone, so that is the default.
 """
 
+import contextlib
 import importlib
 
 import keras
@@ -129,24 +130,35 @@ def build(
             return []
         return [norm_class(**(arguments | flat), name=f"norm_{name}")]
 
-    model = keras_of_it.Sequential(
-        [
-            layers.InputLayer(input_shape),
-            *normalized("input"),
-            with_kernel(layers.Conv2D, 0, "conv", FILTERS, 5, padding="same", use_bias=bias),
-            *normalized("conv"),
-            layers.ReLU(dtype=dtype),
-            *normalized("relu"),
-            layers.MaxPooling2D(dtype=dtype),
-            layers.Flatten(dtype=dtype),
-            with_kernel(layers.Dense, 1, "hidden", HIDDEN),
-            *normalized("hidden", **({"axis": -1} if "axis" in arguments else {})),
-            layers.ReLU(dtype=dtype),
-            with_kernel(layers.Dense, 2, "logits", CLASSES),
-        ],
-        name="network",
-    )
-    return model
+    with by_default(dtype, keras_of_it):
+        return keras_of_it.Sequential(
+            [
+                layers.InputLayer(input_shape),
+                *normalized("input"),
+                with_kernel(layers.Conv2D, 0, "conv", FILTERS, 5, padding="same", use_bias=bias),
+                *normalized("conv"),
+                layers.ReLU(dtype=dtype),
+                *normalized("relu"),
+                layers.MaxPooling2D(dtype=dtype),
+                layers.Flatten(dtype=dtype),
+                with_kernel(layers.Dense, 1, "hidden", HIDDEN),
+                *normalized("hidden", **({"axis": -1} if "axis" in arguments else {})),
+                layers.ReLU(dtype=dtype),
+                with_kernel(layers.Dense, 2, "logits", CLASSES),
+            ],
+            name="network",
+        )
+
+
+@contextlib.contextmanager
+def by_default(dtype, keras_of_it):
+    """Within, layers that are given no dtype, such as those inside another, have this one."""
+    before = keras_of_it.mixed_precision.global_policy()
+    keras_of_it.mixed_precision.set_global_policy(dtype)
+    try:
+        yield
+    finally:
+        keras_of_it.mixed_precision.set_global_policy(before)
 
 
 def norm_variables(model):
