@@ -580,7 +580,7 @@ class _Normalization(keras.layers.Layer):
         return sorted(axis % rank for axis in self._given_axes())
 
     def _reduction_axes(self, rank):
-        """The averaged axes, ascending and non-negative: here, the same."""
+        """The averaged axes, ascending and non-negative: here, those that carry gamma and beta."""
         return tuple(self._features(rank))
 
     def _check_axes(self, shape):
