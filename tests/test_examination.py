@@ -537,7 +537,7 @@ class LayerGammaOfChannels(OwnLayer):
 
 
 class OwnWeight(keras.layers.Wrapper):
-    """Weight normalization of a convolution at its plainest."""
+    """Weight normalization of a convolution or a dense layer at its plainest."""
 
     method = "WN"
 
@@ -550,15 +550,17 @@ class OwnWeight(keras.layers.Wrapper):
         return length if length.shape == shape else tf.ones(shape, dtype)
 
     def sizes(self):
-        return (self.layer.filters,)
+        return self.layer.kernel.shape[-1:]
 
     def length(self, v):
-        return tf.sqrt(tf.reduce_sum(v**2, [0, 1, 2]))
+        return tf.sqrt(tf.reduce_sum(v**2, list(range(v.shape.rank - 1))))
 
     def call(self, inputs):
         v = tf.convert_to_tensor(self.layer.kernel)
         w = self.g * v / self.length(v)
-        return tf.nn.conv2d(inputs, w, 1, self.layer.padding.upper()) + self.layer.bias
+        flat = v.shape.rank == 2
+        y = inputs @ w if flat else tf.nn.conv2d(inputs, w, 1, self.layer.padding.upper())
+        return y + self.layer.bias
 
 
 class WeightDetached(OwnWeight):

@@ -361,7 +361,7 @@ def _in_inference_alone(made):
 
 def _shorter(ours, theirs):
     differences = equivalence.layer_differences(ours, theirs, SHAPE, "float64")
-    close = _largest(differences, _all) < 10 * np.finfo("float32").eps
+    close = ONE_CALL["float64"] < _largest(differences, _all) < 10 * np.finfo("float32").eps
     return (
         ("What differs is as small as float32's rounding: perhaps a part is computed in it.",)
         if close
