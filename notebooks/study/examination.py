@@ -374,10 +374,9 @@ def _fitting(made, theirs):
     candidate, reference = made
     kind = "Weight" if _wraps(theirs) else "Batch" if hasattr(reference, "momentum") else "Layer"
     given = {} if kind == "Weight" else dict(theirs["options"])
-    planted = f"study.faulty:Faulty{kind}Normalization"
 
-    def supposed(path=planted, **changed):
-        return make(path, (given | changed).items())
+    def supposed(**changed):
+        return make(f"study.faulty:Faulty{kind}Normalization", (given | changed).items())
 
     def known():
         try:
