@@ -279,13 +279,6 @@ class MomentumReversed(OwnBatch):
         super().average(moving, new, 1.0 - momentum)
 
 
-class ReversedAndNamedOtherwise(MomentumReversed):
-    """As in PyTorch."""
-
-    def build(self, shape):
-        NamedOtherwise.build(self, shape)
-
-
 class VarianceKept(OwnBatch):
     """Only the mean is averaged with the momentum: the variance is that of the last batch."""
 
@@ -342,23 +335,25 @@ class GammaOfEachPlace(OwnBatch):
 
 
 class BetaFirst(OwnBatch):
+    names = ("beta", "gamma", "moving_variance", "moving_mean")
+
     def build(self, shape):
-        self.beta = self.add_weight(shape=shape[-1:], initializer="zeros", name="beta")
-        self.gamma = self.add_weight(shape=shape[-1:], initializer="ones", name="gamma")
-        kept = {"shape": shape[-1:], "trainable": False}
-        self.moving_variance = self.add_weight(**kept, initializer="ones", name="moving_variance")
-        self.moving_mean = self.add_weight(**kept, initializer="zeros", name="moving_mean")
+        for told, start, name in zip(
+            self.names, ("zeros", "ones", "ones", "zeros"), BetaFirst.names, strict=True
+        ):
+            trained = name in ("beta", "gamma")
+            weight = self.add_weight(shape=shape[-1:], initializer=start, name=told, trainable=trained)
+            setattr(self, name, weight)
 
 
-class NamedOtherwise(OwnBatch):
+class NamedOtherwise(BetaFirst):
     """As in PyTorch, and in another order."""
 
-    def build(self, shape):
-        self.beta = self.add_weight(shape=shape[-1:], initializer="zeros", name="bias")
-        self.gamma = self.add_weight(shape=shape[-1:], initializer="ones", name="weight")
-        kept = {"shape": shape[-1:], "trainable": False}
-        self.moving_variance = self.add_weight(**kept, initializer="ones", name="running_var")
-        self.moving_mean = self.add_weight(**kept, initializer="zeros", name="running_mean")
+    names = ("bias", "weight", "running_var", "running_mean")
+
+
+class ReversedAndNamedOtherwise(NamedOtherwise, MomentumReversed):
+    """As in PyTorch."""
 
 
 class Inside(keras.layers.Layer):
@@ -539,11 +534,11 @@ class LayerGammaOfChannels(OwnLayer):
 class OwnWeight(keras.layers.Wrapper):
     """Weight normalization of a convolution or a dense layer at its plainest."""
 
-    method = "WN"
+    method, name_of_g = "WN", "g"
 
     def build(self, shape=None):
         super().build(shape)
-        self.g = self.add_weight(shape=self.sizes(), initializer=self.start, name="g")
+        self.g = self.add_weight(shape=self.sizes(), initializer=self.start, name=self.name_of_g)
 
     def start(self, shape, dtype=None):
         length = OwnWeight.length(self, tf.convert_to_tensor(self.layer.kernel))
@@ -596,9 +591,7 @@ class WeightStartsAtOne(OwnWeight):
 class WeightNamedOtherwise(OwnWeight):
     """As in PyTorch."""
 
-    def build(self, shape=None):
-        keras.layers.Wrapper.build(self, shape)
-        self.g = self.add_weight(shape=self.sizes(), initializer=self.start, name="weight_g")
+    name_of_g = "weight_g"
 
 
 class WeightWithOneG(OwnWeight):

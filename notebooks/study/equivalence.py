@@ -136,8 +136,8 @@ def calls(layers, shape, dtypes, seed=2612, mean=0.0):
 def _weights_in_pairs(layer, reference):
     """A layer's weights, by the names of a reference's."""
     pairs = {}
-    for kind in ("trained", "kept and not trained"):
-        own, expected = (weights_of(each, trainable=kind == "trained") for each in (layer, reference))
+    for trainable, kind in ((True, "trained"), (False, "kept and not trained")):
+        own, expected = (weights_of(each, trainable) for each in (layer, reference))
         shapes = [[tuple(v.shape) for v in part.values()] for part in (own, expected)]
         if sorted(shapes[0]) != sorted(shapes[1]):
             told = "" if own else "; Keras knows of those alone that `add_weight` makes"
@@ -156,7 +156,7 @@ def in_pairs(ours, theirs):
     if ours.keys() == theirs.keys():
         return {name: ours[name] for name in theirs}
 
-    def apart(a, b):
+    def apart(a, b):  # other shapes, and what is not finite, farther than any that can be compared
         a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
         far = np.max(np.abs(a - b)) if a.shape == b.shape else 1e6 + abs(a.mean() - b.mean())
         return far if np.isfinite(far) else 1e9

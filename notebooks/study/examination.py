@@ -181,9 +181,9 @@ KINDS = {
 }
 
 
-def make(path, options, dtype="float64"):
-    """The layer of an import path by itself, built for inputs of SHAPE; arguments as (name, value) pairs."""
-    return equivalence.make(_given(path, options), SHAPE, dtype)
+def make(path, options):
+    """The layer of an import path by itself, built for float64 inputs of SHAPE; arguments as (name, value) pairs."""
+    return equivalence.make(_given(path, options), SHAPE, "float64")
 
 
 def _in_words(checks):
@@ -341,7 +341,7 @@ def _starts(made):
 
 
 def _at_sight(made):
-    """What needs no other layer to be seen."""
+    """What is seen of a call without supposing any fault."""
     candidate, reference = made
     call, again, expected = _calls([candidate, candidate, reference])
     found = ("Inference moves its statistics.",) if _moved_by_inference(candidate) else ()
