@@ -104,9 +104,16 @@ def standardize(
             )
         groups = axis, number
     plan = _Plan(axes, epsilon, center, groups, gamma is not None, beta is not None, mask, all_reduce)
+    tensors = [x, *(p for p in (gamma, beta) if p is not None)]
+    # Of a small input, the calls take the time: one for the whole map, instead of one for each kernel.
+    return _run(plan, _standardized, *tensors) if _is_small(x) else _standardized(plan, *tensors)
+
+
+def _standardized(plan, x, *parameters):
+    """The map: its kernels, and how they are differentiated."""
     run = functools.partial(_run, plan)
-    if mask is not None:
-        x = _countable(x, mask)
+    if plan.mask is not None:
+        x = _countable(x, plan.mask)
 
     @tf.custom_gradient
     def forward(*tensors):
@@ -120,7 +127,7 @@ def standardize(
 
         return (_written(y), *statistics), gradients
 
-    y, origin, residue, variance, count = forward(x, *(p for p in (gamma, beta) if p is not None))
+    y, origin, residue, variance, count = forward(x, *parameters)
     statistics = origin + residue, variance
     if not (plan.compilable and x.shape.num_elements()):  # perhaps nothing was counted
         statistics = (tf.where(count > 0, s, math.nan) for s in statistics)
@@ -217,11 +224,13 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     x_hat = (_widen(x) - origin - residue) * inv_std
     dy = _widen(dy)
     gamma = tf.cast(parameters[0], dy.dtype) if plan.scale else tf.ones([1] * x.shape.rank, dy.dtype)
-    dy_x_hat = dy * x_hat
+    scale, dy_x_hat = inv_std, dy * x_hat
 
     # What the output cannot express: a shift of the averaged set, and a change of its length.
     if all(p.shape[axis] == 1 for p in (gamma, *parameters) for axis in plan.axes):
         sum_dy, sum_dy_x_hat = _sum(plan, dy, plan.axes), _sum(plan, dy_x_hat, plan.axes, computed=True)
+        if plan.groups is None:  # one gamma for the whole set can wait
+            scale, gamma = inv_std * gamma, 1.0
         sums = gamma * sum_dy, gamma * sum_dy_x_hat
     else:  # a parameter varies along these axes: its gradient needs what is not summed yet
         sum_dy, sum_dy_x_hat = dy, dy_x_hat
@@ -231,7 +240,7 @@ def _standardize_gradients(plan, dy, origin, residue, variance, count, x, *param
     if plan.mask is not None:
         inexpressible = tf.where(plan.mask, inexpressible, 0.0)
 
-    gradients = [tf.cast(inv_std * (gamma * dy - inexpressible), x.dtype)]
+    gradients = [tf.cast(scale * (gamma * dy - inexpressible), x.dtype)]
     summands = [t for given, t in ((plan.scale, sum_dy_x_hat), (plan.shift, sum_dy)) if given]
     for parameter, t in zip(parameters, summands, strict=True):
         if t.shape != parameter.shape:
@@ -620,7 +629,9 @@ class _Normalization(keras.layers.Layer):
         if parameter is None:
             return None
         sizes = dict(zip((axis % rank for axis in self._given_axes()), parameter.shape, strict=True))
-        return tf.reshape(parameter, [sizes.get(axis, 1) for axis in range(rank)])
+        # An array: of a list, TensorFlow makes a shape slowly.
+        shape = np.array([sizes.get(axis, 1) for axis in range(rank)])
+        return tf.reshape(tf.convert_to_tensor(parameter), shape)
 
     def _standardize(self, x, **options):
         rank = x.shape.rank
@@ -779,7 +790,7 @@ class BatchNormalization(_Normalization):
         averages = []
         for value, new in zip(values, statistics, strict=True):
             old = _widen(value)
-            new = tf.cast(tf.reshape(new, old.shape), old.dtype)
+            new = tf.cast(tf.reshape(new, np.array(old.shape)), old.dtype)
             averages.append(tf.cast(old * self.momentum + new * (1.0 - self.momentum), value.dtype))
         finite = functools.reduce(tf.logical_and, map(tf.math.is_finite, averages))
         for variable, average, value in zip(moving, averages, values, strict=True):

@@ -42,6 +42,7 @@ ROWS = [
     ("BN, small", (100, 100), "BatchNormalization", {}),
     ("LN(C), small", (100, 100), "LayerNormalization", {}),
     ("GN4, small", (10, 8, 8, 16), "GroupNormalization", {"groups": 4}),
+    ("RMS, small", (100, 100), "RMSNormalization", {}),
     ("BN, blocks", (100, 100), "BatchNormalization", {}),
     ("LN(C), blocks", (100, 100), "LayerNormalization", {}),
     ("GN4, blocks", (10, 8, 8, 16), "GroupNormalization", {"groups": 4}),
@@ -64,6 +65,9 @@ def contenders(name, shape, layer, arguments):
         theirs = functools.partial(getattr(keras.layers, layer), **arguments)
         found["keras_ms"] = step(theirs, shape, blocks)
         found["keras_jit_ms"] = step(theirs, shape, blocks, jit=True)
+    if "small" in name:  # called as they are, as in a notebook
+        found["own_eager_ms"] = step(own, shape).python_function
+        found["keras_eager_ms"] = step(theirs, shape).python_function
     if name.startswith("BN") and len(shape) == 4:
         found["fused_ms"] = step(Fused, shape)
     if not blocks and (torch_step := torch_contender(name, shape)):
@@ -284,6 +288,7 @@ def main(arguments=None):
     own = table[["own_ms", "own_jit_ms"]].min(axis=1)
     table["vs keras"] = table["keras_ms"] / table["own_ms"]
     table["vs best keras"] = table[["keras_ms", "keras_jit_ms"]].min(axis=1) / own
+    table["eager vs keras"] = table["keras_eager_ms"] / table["own_eager_ms"]
     table["vs autodiff"] = table["autodiff_ms"] / own
     if "torch_ms" in table:
         table["vs torch"] = table["torch_ms"] / own

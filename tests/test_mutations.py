@@ -25,6 +25,7 @@ FAULTS = {
         "gradients",
     ),
     "gamma is missing in dx": ("(gamma * dy - inexpressible)", "(dy - inexpressible)", "gradients"),
+    "a gamma that can wait never comes": ("scale, gamma = inv_std * gamma, 1.0", "gamma = 1.0", "gradients"),
     "epsilon is outside the root": (
         "deviation * tf.math.rsqrt(variance + plan.epsilon), parameters",
         "deviation / (tf.sqrt(variance) + plan.epsilon), parameters",
