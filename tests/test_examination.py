@@ -531,6 +531,162 @@ class LayerGammaOfChannels(OwnLayer):
         return shape[-1:]
 
 
+class ParametersFirst(OwnBatch):
+    def call(self, inputs, training=False):
+        return super().call(self.gamma * inputs + self.beta, training)
+
+    def output(self, x, mean, variance):
+        return (x - mean) / tf.sqrt(variance + self.epsilon)
+
+
+class ParametersExchanged(OwnLayer):
+    def call(self, inputs):
+        mean, variance = self.statistics(inputs)
+        return self.beta * (inputs - mean) / tf.sqrt(variance + self.epsilon) + self.gamma
+
+
+class SumOfSquares(OwnBatch):
+    def statistics(self, x):
+        mean = tf.reduce_mean(x, self.averaged(x), keepdims=True)
+        return mean, tf.reduce_sum((x - mean) ** 2, self.averaged(x), keepdims=True)
+
+
+class LayerNeverCentred(OwnLayer):
+    def statistics(self, x):
+        square = tf.reduce_mean(x**2, self.over, keepdims=True)
+        return tf.zeros_like(square), square
+
+
+class LayerOfTheBatch(OwnLayer):
+    over = (0, 1, 2, 3)
+
+
+class CutOff(OwnLayer):
+    def call(self, inputs):
+        return tf.clip_by_value(super().call(inputs), 0.0, 2.0)
+
+
+class InFloat16(OwnBatch):
+    def output(self, x, mean, variance):
+        return tf.cast(tf.cast(super().output(x, mean, variance), "float16"), x.dtype)
+
+
+class OwnGroup(keras.layers.Layer):
+    """Group normalization at its plainest, by a reshape."""
+
+    method, over = "GN", (1, 2, 4)
+
+    def __init__(self, groups=2, epsilon=1e-3, **options):
+        super().__init__(**options)
+        self.groups, self.epsilon = groups, epsilon
+
+    def build(self, shape):
+        self.gamma = self.add_weight(shape=shape[-1:], initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=shape[-1:], initializer="zeros", name="beta")
+
+    def split(self, x):
+        _, height, width, channels = x.shape
+        return tf.reshape(x, (-1, height, width, self.groups, channels // self.groups))
+
+    def variance(self, deviation):
+        return tf.reduce_mean(deviation**2, self.over, keepdims=True)
+
+    def call(self, inputs):
+        x = self.split(inputs)
+        deviation = x - tf.reduce_mean(x, self.over, keepdims=True)
+        x_hat = deviation / tf.sqrt(self.variance(deviation) + self.epsilon)
+        return self.gamma * tf.reshape(x_hat, (-1, *inputs.shape[1:])) + self.beta
+
+    def get_config(self):
+        return super().get_config() | {"groups": self.groups, "epsilon": self.epsilon}
+
+
+class GroupInterleaved(OwnGroup):
+    """The two last axes of the reshape have changed places."""
+
+    over = (1, 2, 3)
+
+    def split(self, x):
+        _, height, width, channels = x.shape
+        return tf.reshape(x, (-1, height, width, channels // self.groups, self.groups))
+
+
+class GroupOfEachPosition(OwnGroup):
+    over = (4,)
+
+
+class GroupOfTheBatch(OwnGroup):
+    over = (0, 1, 2, 4)
+
+
+class GroupUnbiased(OwnGroup):
+    def variance(self, deviation):
+        return unbiased(super().variance(deviation), deviation)
+
+
+class OneGroup(OwnGroup):
+    def __init__(self, groups=2, **options):
+        super().__init__(1, **options)
+
+
+class GroupsDetached(OwnGroup):
+    def variance(self, deviation):
+        return tf.stop_gradient(super().variance(deviation))
+
+
+class OwnRMS(keras.layers.Layer):
+    """RMS normalization at its plainest."""
+
+    method = "RMS"
+
+    def __init__(self, epsilon=1e-6, **options):
+        super().__init__(**options)
+        self.epsilon = epsilon
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones", name="scale")
+
+    def centred(self, x):
+        return x
+
+    def mean_square(self, x):
+        return tf.reduce_mean(x**2, -1, keepdims=True)
+
+    def call(self, inputs):
+        x = self.centred(inputs)
+        return self.scale * x / tf.sqrt(self.mean_square(x) + self.epsilon)
+
+    def get_config(self):
+        return super().get_config() | {"epsilon": self.epsilon}
+
+
+class RMSCentred(OwnRMS):
+    def centred(self, x):
+        return x - tf.reduce_mean(x, -1, keepdims=True)
+
+
+class RMSOfTheSum(OwnRMS):
+    def mean_square(self, x):
+        return tf.reduce_sum(x**2, -1, keepdims=True)
+
+
+class RMSDetached(OwnRMS):
+    def mean_square(self, x):
+        return tf.stop_gradient(super().mean_square(x))
+
+
+class RMSPlusOne(OwnRMS):
+    """As in Gemma, of which the scale starts from 0."""
+
+    def call(self, inputs):
+        return (1.0 + self.scale) * inputs / tf.sqrt(self.mean_square(inputs) + self.epsilon)
+
+
+class RMSWithoutRoot(OwnRMS):
+    def call(self, inputs):
+        return self.scale * inputs / (self.mean_square(inputs) + self.epsilon)
+
+
 class OwnWeight(keras.layers.Wrapper):
     """Weight normalization of a convolution or a dense layer at its plainest."""
 
@@ -606,14 +762,21 @@ def untrained(monkeypatch):
     monkeypatch.setattr(equivalence, "paired_training", lambda *_, **__: equal)
 
 
+OTHERS = {
+    "GN": {"norm": "keras.layers:GroupNormalization", "options": (("groups", 2),)},
+    "RMS": {"norm": "keras.layers:RMSNormalization", "options": ()},
+}
+
+
 def examine_own(candidate):
-    reference = network.REFERENCES[candidate.method]
+    reference = (network.REFERENCES | OTHERS)[candidate.method]
     options = () if candidate.method == "WN" else reference["options"]
     return examine(f"{__name__}:{candidate.__name__}", reference["norm"], options)
 
 
 @pytest.mark.parametrize(
-    "candidate", [OwnBatch, OwnLayer, OwnWeight, BetaFirst, NamedOtherwise, WeightNamedOtherwise]
+    "candidate",
+    [OwnBatch, OwnLayer, OwnGroup, OwnRMS, OwnWeight, BetaFirst, NamedOtherwise, WeightNamedOtherwise],
 )
 def test_a_right_layer_written_by_hand_is_the_same(candidate, untrained):
     certificate = examine_own(candidate)
@@ -691,6 +854,24 @@ CHANNELS, IMAGES = "[(4,), (4,)]", "[(6, 5, 4), (6, 5, 4)]"  # the shapes of gam
         (WeightDetached, f"It has this fault: {faulty.WEIGHT_FAULTS['detached length']}."),
         (WeightOfTheFirstAxis, f"It has this fault: {faulty.WEIGHT_FAULTS['first axis']}."),
         (WeightWithEpsilon, f"It has this fault: {faulty.WEIGHT_FAULTS['epsilon']}."),
+        (ParametersFirst, f"It has this fault: {faulty.FAULTS['parameters first']}."),
+        (ParametersExchanged, f"It has this fault: {faulty.FAULTS['parameters exchanged']}."),
+        (SumOfSquares, f"It has this fault: {faulty.FAULTS['sum of squares']}."),
+        (LayerNeverCentred, f"It has this fault: {faulty.FAULTS['never centred']}."),
+        (LayerOfTheBatch, f"It has this fault: {faulty.SAMPLE_FAULTS['the whole batch']}."),
+        (CutOff, "Its output is never below 0. Its output is never above 2."),
+        (InFloat16, "Its output has the digits of float16."),
+        (GroupInterleaved, f"It has this fault: {faulty.GROUP_FAULTS['interleaved groups']}."),
+        (GroupOfEachPosition, f"It has this fault: {faulty.GROUP_FAULTS['each position']}."),
+        (GroupOfTheBatch, f"It has this fault: {faulty.SAMPLE_FAULTS['the whole batch']}."),
+        (GroupUnbiased, f"It has this fault: {faulty.FAULTS['unbiased variance']}."),
+        (GroupsDetached, f"It has this fault: {faulty.FAULTS['detached variance']}."),
+        (OneGroup, "It has 1 group."),
+        (RMSCentred, f"It has this fault: {faulty.RMS_FAULTS['centred']}."),
+        (RMSOfTheSum, f"It has this fault: {faulty.FAULTS['sum of squares']}."),
+        (RMSDetached, f"It has this fault: {faulty.FAULTS['detached variance']}."),
+        (RMSPlusOne, f"It has this fault: {faulty.FAULTS['one plus gamma']}."),
+        (RMSWithoutRoot, f"It has this fault: {faulty.FAULTS['no root']}."),
         (
             WeightWithOneG,
             "Its parameters have the shapes [(1,), (3, 3, 4, 4), (4,)] rather than [(3, 3, 4, 4), (4,), (4,)].",

@@ -351,6 +351,22 @@ def _at_sight(made):
         found += ("It gives another output each time.",)
     elif not np.any(call["y"] - call["inference"]) and np.any(expected["y"] - expected["inference"]):
         found += ("It does the same in training as in inference.",)
+    return found + _seen_of_outputs(call["y"], expected["y"])
+
+
+def _seen_of_outputs(y, expected):
+    """Of the output, what the expected one does not show: that it is cut off, or has the digits of a shorter dtype."""
+
+    def has_the_digits_of(dtype, values):
+        return np.array_equal(values, tf.cast(tf.cast(values, dtype), "float64"))
+
+    found = ()
+    for which, extreme in (("below", np.min), ("above", np.max)):
+        if np.count_nonzero(y == extreme(y)) > 2 + np.count_nonzero(expected == extreme(expected)):
+            found += (f"Its output is never {which} {extreme(y):.3g}.",)
+    for dtype in ("bfloat16", "float16", "float32"):
+        if has_the_digits_of(dtype, y) and not has_the_digits_of(dtype, expected):
+            return (*found, f"Its output has the digits of {dtype}.")
     return found
 
 
@@ -372,37 +388,37 @@ def _shorter(ours, theirs):
 def _fitting(made, theirs):
     """Which faults, arguments, or both together, make the reference give what the candidate gives."""
     candidate, reference = made
-    kind = "Weight" if _wraps(theirs) else "Batch" if hasattr(reference, "momentum") else "Layer"
-    given = {} if kind == "Weight" else dict(theirs["options"])
+    given = {} if _wraps(theirs) else dict(theirs["options"])
 
-    def supposed(**changed):
+    def supposed(kind, **changed):
+        if kind == "other":  # one that the planted faults do not know: it alone, with other numbers
+            return make(theirs["norm"], theirs["options"])
         return make(f"study.faulty:Faulty{kind}Normalization", (given | changed).items())
 
-    def known():
+    def known(kind):
         try:
-            return _match([supposed(), reference], _all)
+            return _match([supposed(kind), reference], _all)
         except RAISED:
             return False
 
-    if not known():  # one that the planted faults do not know: it alone, with other numbers
-        kind, supposed = "other", lambda: make(theirs["norm"], theirs["options"])
-    faults = {"Weight": faulty.WEIGHT_FAULTS, "other": {}}.get(kind, faulty.FAULTS)
+    kind = next((kind for kind in ("Weight", "Batch", "Layer", "Group", "RMS") if known(kind)), "other")
+    faults = {} if kind == "other" else getattr(faulty, f"Faulty{kind}Normalization").faults
     structures = [((), {})] + [
         ((f"It has this fault: {text}.",), {"fault": name})
         for name, text in faults.items()
         if name not in ("none", "one-pass variance")  # which differ by rounding alone
     ]
-    if kind in ("Batch", "Layer"):
+    if kind not in ("Weight", "other"):
         places = range(1, len(SHAPE))
-        sets = [(axis,) for axis in places]
-        if kind == "Layer":
+        sets, several = [(axis,) for axis in places], kind in ("Layer", "RMS")
+        if several:
             sets = [axes for size in places for axes in itertools.combinations(places, size)]
         now = given.get("axis", -1)
         now = tuple(sorted(axis % len(SHAPE) for axis in (now if isinstance(now, tuple) else (now,))))
         structures += [
             (
                 (f"It normalizes axis {axes[0] if len(axes) == 1 else list(axes)}.",),
-                {"axis": axes if kind == "Layer" else axes[0]},
+                {"axis": axes if several else axes[0]},
             )
             for axes in sets
             if axes != now
@@ -413,6 +429,10 @@ def _fitting(made, theirs):
             for sentences, changed in structures
             if "axis" in changed
         ]
+    if kind == "Group":
+        channels = SHAPE[now[0]]
+        numbers = [n for n in range(1, channels + 1) if channels % n == 0]
+        structures += [((f"It has {n} group{'s' * (n > 1)}.",), {"groups": n}) for n in numbers]
     best = None
     for solving in (
         False,
@@ -420,7 +440,7 @@ def _fitting(made, theirs):
     ):  # what needs no other numbers comes first: it is simpler, and quicker to try
         for sentences, changed in structures:
             try:
-                layer = supposed(**changed)
+                layer = supposed(kind, **changed)
                 solved, open_ = _solved(candidate, layer, reference) if solving else ((), _all)
                 found = sentences + solved
                 fits = (

@@ -1,6 +1,7 @@
 """Layers with one planted fault each: by them a difference is traced to its cause."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import normlib
@@ -21,8 +22,21 @@ FAULTS = {
     "mean left in": "the mean is not taken out",
     "no root": "it divides by the variance and not by its root",
     "one plus gamma": "the output is scaled by 1 + gamma",
+    "parameters first": "gamma and beta are applied before the normalization, not after it",
+    "parameters exchanged": "gamma and beta have changed places",
+    "sum of squares": "the variance is the sum of the squared deviations, not their mean",
+    "never centred": "the mean is not taken out, neither of the output nor of the variance",
     "statistics of each sample": "each sample has statistics of its own, and the moving ones are their mean",
 }
+# Of what has statistics of each sample:
+SAMPLE_FAULTS = {"the whole batch": "the statistics are those of the whole batch, not of each sample"}
+# Of group normalization:
+GROUP_FAULTS = {
+    "interleaved groups": "a group is every so many-th channel, not neighbouring ones",
+    "each position": "each position has statistics of its own",
+}
+# Of RMS normalization:
+RMS_FAULTS = {"centred": "the mean is taken out"}
 # The same of weight normalization:
 WEIGHT_FAULTS = {
     "none": "the plain formula, differentiated by TensorFlow",
@@ -42,9 +56,11 @@ def _known(fault, faults):
 class _Faulty:
     """The plain formula with one fault, in the place of `standardize`; no masks, no replicas."""
 
+    faults = FAULTS | SAMPLE_FAULTS
+
     def __init__(self, *arguments, fault="none", **options):
         super().__init__(*arguments, **options)
-        self.fault = _known(fault, FAULTS)
+        self.fault = _known(fault, self.faults)
 
     def build(self, input_shape):
         self._sample = tuple(input_shape[1:])
@@ -59,25 +75,46 @@ class _Faulty:
             return tf.convert_to_tensor(parameter)[None]
         return super()._broadcast(parameter, rank)
 
-    def _standardize(self, x, **_):
-        rank = x.shape.rank
-        each = self.fault == "statistics of each sample"
-        axes = tuple(axis for axis in self._reduction_axes(rank) if axis or not each)
-        mean = tf.reduce_mean(x, axes, keepdims=True)
+    def _standardize(self, x, groups=None, center=True, **_):
+        if self.fault == "parameters first":
+            x = self._scaled(x)
+        axes = self._reduction_axes(x.shape.rank)
+        axes = {
+            "statistics of each sample": tuple(axis for axis in axes if axis),
+            "the whole batch": (0, *axes),
+            "each position": (),
+        }.get(self.fault, axes)
+
+        def mean_of(t):
+            t = tf.reduce_mean(t, axes, keepdims=True)
+            return t if groups is None else self._over_groups(t, *groups)
+
+        centred = (center or self.fault == "centred") and self.fault != "never centred"
+        mean = mean_of(x) if centred else tf.zeros_like(mean_of(x))
         detached = tf.stop_gradient(mean) if self.fault in ("detached mean", "detached statistics") else mean
-        variance = (
-            tf.reduce_mean(tf.square(x), axes, keepdims=True) - tf.square(mean)
-            if self.fault == "one-pass variance"
-            else tf.reduce_mean(tf.square(x - detached), axes, keepdims=True)
-        )
-        count = tf.cast(tf.size(x) / tf.size(variance), x.dtype)
+        variance = mean_of(tf.square(x - detached))
+        if self.fault == "one-pass variance":
+            variance = mean_of(tf.square(x)) - tf.square(mean)
+        of_group = 1 if groups is None else x.shape[groups[0]] // groups[1]
+        count = of_group * tf.cast(tf.size(x) / tf.size(mean), x.dtype)
         unbiased = variance * count / (count - 1)
         used = unbiased if self.fault.startswith("unbiased variance") else variance
+        if self.fault == "sum of squares":
+            used = variance = variance * count
         if self.fault in ("detached variance", "detached statistics"):
             used = tf.stop_gradient(used)
         y = self._by(x, detached, used)
         kept = unbiased if self.fault in ("unbiased variance", "unbiased moving variance") else variance
+        each = self.fault == "statistics of each sample"
         return y, *(tf.reduce_mean(s, 0, keepdims=True) if each else s for s in (mean, kept))
+
+    def _over_groups(self, t, axis, number):
+        """Each channel's mean over the channels of its group."""
+        channels = np.arange(t.shape[axis])
+        neighbours = channels * number // channels.size
+        group = channels % number if self.fault == "interleaved groups" else neighbours
+        share = tf.constant((group[:, None] == group) * number / channels.size, t.dtype)
+        return keras.ops.moveaxis(tf.tensordot(t, share, [[axis], [0]]), -1, axis)
 
     def _by(self, x, mean, variance):
         """Standardized by statistics, scaled and shifted."""
@@ -85,11 +122,17 @@ class _Faulty:
             "epsilon outside the root": lambda: tf.sqrt(variance) + self.epsilon,
             "no root": lambda: variance + self.epsilon,
         }.get(self.fault, lambda: tf.sqrt(variance + self.epsilon))
-        gamma, beta = (self._broadcast(parameter, x.shape.rank) for parameter in (self.gamma, self.beta))
         y = (x if self.fault == "mean left in" else x - mean) / root()
-        one = 1.0 if self.fault == "one plus gamma" else 0.0
-        y = y if gamma is None else y * (one + tf.cast(gamma, x.dtype))
-        return y if beta is None else y + tf.cast(beta, x.dtype)
+        return y if self.fault == "parameters first" else self._scaled(y)
+
+    def _scaled(self, x):
+        parameters = (self._broadcast(parameter, x.shape.rank) for parameter in (self.gamma, self.beta))
+        gamma, beta = (None if p is None else tf.cast(p, x.dtype) for p in parameters)
+        if self.fault == "parameters exchanged":
+            gamma, beta = beta, gamma
+        if gamma is not None:
+            x = x * (1.0 + gamma if self.fault == "one plus gamma" else gamma)
+        return x if beta is None else x + beta
 
     def get_config(self):
         return {**super().get_config(), "fault": self.fault}
@@ -99,16 +142,34 @@ class _Faulty:
 class FaultyBatchNormalization(_Faulty, normlib.BatchNormalization):
     """Batch normalization with one fault of FAULTS; arguments as there, and `fault`."""
 
+    faults = FAULTS
+
     def _infer(self, x):
         if self.fault == "the batch in inference":
             return self._standardize(x)[0]
+        if self.fault == "parameters first":
+            x = self._scaled(x)
         moving = (self._broadcast(s, x.shape.rank) for s in (self.moving_mean, self.moving_variance))
         return self._by(x, *(tf.cast(statistic, x.dtype) for statistic in moving))
 
 
 @keras.saving.register_keras_serializable("study")
 class FaultyLayerNormalization(_Faulty, normlib.LayerNormalization):
-    """Layer normalization with one fault of FAULTS; arguments as there, and `fault`."""
+    """Layer normalization with one of its `faults`; arguments as there, and `fault`."""
+
+
+@keras.saving.register_keras_serializable("study")
+class FaultyGroupNormalization(_Faulty, normlib.GroupNormalization):
+    """Group normalization with one of its `faults`; arguments as there, and `fault`."""
+
+    faults = _Faulty.faults | GROUP_FAULTS
+
+
+@keras.saving.register_keras_serializable("study")
+class FaultyRMSNormalization(_Faulty, normlib.RMSNormalization):
+    """RMS normalization with one of its `faults`; arguments as there, and `fault`."""
+
+    faults = _Faulty.faults | RMS_FAULTS
 
 
 @keras.saving.register_keras_serializable("study")
@@ -116,9 +177,11 @@ class FaultyWeightNormalization(normlib.WeightNormalization):
     """Weight normalization with one fault of WEIGHT_FAULTS; arguments as there, `fault`, and `epsilon` for that of this
     name."""
 
+    faults = WEIGHT_FAULTS
+
     def __init__(self, layer, fault="none", epsilon=1e-3, **options):
         super().__init__(layer, **options)
-        self.fault, self.epsilon = _known(fault, WEIGHT_FAULTS), epsilon
+        self.fault, self.epsilon = _known(fault, self.faults), epsilon
 
     def kernels(self):
         found = []
