@@ -135,9 +135,13 @@ def _standardized(plan, x, *parameters):
 
 
 def _floating(x):
-    x = tf.convert_to_tensor(x)
-    if not x.dtype.is_floating:
-        raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={x.dtype.name}")
+    """A dense tensor of floats; of Keras's symbolic ones, too."""
+    if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)):
+        raise TypeError(f"Expected a dense tensor. Received: {type(x).__name__}")
+    x = x if isinstance(x, keras.KerasTensor) else tf.convert_to_tensor(x)
+    dtype = tf.as_dtype(x.dtype)
+    if not dtype.is_floating:
+        raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={dtype.name}")
     return x
 
 
@@ -647,6 +651,11 @@ class _Normalization(keras.layers.Layer):
         self._check_axes(input_shape)
         return input_shape
 
+    def compute_output_spec(self, *arguments, **options):
+        inputs, *_ = inspect.signature(self.call).bind(*arguments, **options).arguments.values()
+        _floating(inputs)  # raises, before there are any data
+        return super().compute_output_spec(*arguments, **options)
+
     def get_config(self):
         config = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in self._arguments}
         return {**super().get_config(), **config}
@@ -678,10 +687,11 @@ class LayerNormalization(_Normalization):
 
     _several_axes = True
     _arguments = _USUAL | {"rms_scaling": False}
+    _kerass = keras.layers.LayerNormalization  # whatever may stand in its place later
 
     def call(self, inputs):
         if self.rms_scaling:  # Keras's own, so Keras computes it
-            return keras.layers.LayerNormalization.call(self, _floating(inputs))
+            return self._kerass.call(self, _floating(inputs))
         return super().call(inputs)
 
 

@@ -100,3 +100,11 @@ def test_weight_normalization_equals_tensorflow_probabilitys(rng):
     assert_close(ours(x), y, 1e-13)
     for a, b in zip((dx, dg, dv), expected, strict=True):
         assert_close(a, b, 1e-12)
+
+
+@pytest.mark.parametrize(("name", "arguments", "shape"), PAIRS, ids=IDS)
+def test_ours_may_stand_where_keras_keeps_its_own(name, arguments, shape, rng, monkeypatch):
+    ours, theirs = both(name, arguments, shape, "float64", rng)
+    monkeypatch.setattr(keras.layers, name, getattr(normlib, name))
+    x = random(rng, shape)
+    assert_close(call(ours, x), call(theirs, x), 1e-12)

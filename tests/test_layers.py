@@ -561,6 +561,20 @@ def test_a_negative_epsilon_is_refused(make, arguments):
 def test_integer_input_is_refused(make, arguments):
     with pytest.raises(TypeError, match=r"Expected a floating-point input.*Received: dtype=int32"):
         make(**arguments)(tf.ones(SHAPE, "int32"))
+    with pytest.raises(TypeError, match=r"Expected a floating-point input.*Received: dtype=int32"):
+        make(**arguments)(keras.Input(SHAPE[1:], dtype="int32"))
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+@pytest.mark.parametrize("kind", ["RaggedTensor", "SparseTensor"])
+def test_input_that_is_not_dense_is_refused(kind, make, arguments):
+    x = (
+        tf.sparse.from_dense(tf.ones(SHAPE))
+        if kind == "SparseTensor"
+        else tf.RaggedTensor.from_tensor(tf.ones(SHAPE))
+    )
+    with pytest.raises(TypeError, match=f"Expected a dense tensor. Received: {kind}"):
+        make(**arguments)(x)
 
 
 def test_a_mask_of_the_wrong_size_is_refused():
