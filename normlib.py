@@ -90,7 +90,7 @@ def standardize(
 
     Raises:
         ValueError: an axis out of bounds or repeated, a negative epsilon, groups that do not divide the channels.
-        TypeError: an input that is not floating-point.
+        TypeError: an input that is not dense, or not floating-point.
 
     Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), Algorithm 1 and the gradients below it.
     """
@@ -135,14 +135,17 @@ def _standardized(plan, x, *parameters):
 
 
 def _floating(x):
-    """A dense tensor of floats; of Keras's symbolic ones, too."""
     if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)):
         raise TypeError(f"Expected a dense tensor. Received: {type(x).__name__}")
-    x = x if isinstance(x, keras.KerasTensor) else tf.convert_to_tensor(x)
-    dtype = tf.as_dtype(x.dtype)
+    x = tf.convert_to_tensor(x)
+    _check_floating(x.dtype)
+    return x
+
+
+def _check_floating(dtype):
+    dtype = tf.as_dtype(dtype)
     if not dtype.is_floating:
         raise TypeError(f"Expected a floating-point input; cast it first. Received: dtype={dtype.name}")
-    return x
 
 
 def _distinct(axis, shape):
@@ -480,6 +483,11 @@ def _widen(t):
     return tf.cast(t, _wide(t.dtype))
 
 
+def _reshape(t, shape):
+    """As TensorFlow's, which makes a shape of an array faster than of a list."""
+    return tf.reshape(t, np.array(shape))
+
+
 def _run(plan, kernel, *tensors):
     """Run a kernel compiled where it is large, operation by operation where it is small or cannot be compiled ahead."""
     tensors = _of_this_graph(*tensors)
@@ -633,9 +641,7 @@ class _Normalization(keras.layers.Layer):
         if parameter is None:
             return None
         sizes = dict(zip((axis % rank for axis in self._given_axes()), parameter.shape, strict=True))
-        # An array: of a list, TensorFlow makes a shape slowly.
-        shape = np.array([sizes.get(axis, 1) for axis in range(rank)])
-        return tf.reshape(tf.convert_to_tensor(parameter), shape)
+        return _reshape(tf.convert_to_tensor(parameter), [sizes.get(axis, 1) for axis in range(rank)])
 
     def _standardize(self, x, **options):
         rank = x.shape.rank
@@ -653,7 +659,7 @@ class _Normalization(keras.layers.Layer):
 
     def compute_output_spec(self, *arguments, **options):
         inputs, *_ = inspect.signature(self.call).bind(*arguments, **options).arguments.values()
-        _floating(inputs)  # raises, before there are any data
+        _check_floating(inputs.dtype)  # before there are any data
         return super().compute_output_spec(*arguments, **options)
 
     def get_config(self):
@@ -800,7 +806,7 @@ class BatchNormalization(_Normalization):
         averages = []
         for value, new in zip(values, statistics, strict=True):
             old = _widen(value)
-            new = tf.cast(tf.reshape(new, np.array(old.shape)), old.dtype)
+            new = tf.cast(_reshape(new, old.shape), old.dtype)
             averages.append(tf.cast(old * self.momentum + new * (1.0 - self.momentum), value.dtype))
         finite = functools.reduce(tf.logical_and, map(tf.math.is_finite, averages))
         for variable, average, value in zip(moving, averages, values, strict=True):

@@ -66,8 +66,7 @@ def contenders(name, shape, layer, arguments):
         found["keras_ms"] = step(theirs, shape, blocks)
         found["keras_jit_ms"] = step(theirs, shape, blocks, jit=True)
     if "small" in name:  # called as they are, as in a notebook
-        found["own_eager_ms"] = step(own, shape).python_function
-        found["keras_eager_ms"] = step(theirs, shape).python_function
+        found |= {f"{whose}_eager_ms": found[f"{whose}_ms"].python_function for whose in ("own", "keras")}
     if name.startswith("BN") and len(shape) == 4:
         found["fused_ms"] = step(Fused, shape)
     if not blocks and (torch_step := torch_contender(name, shape)):

@@ -431,7 +431,7 @@ def _fitting(made, theirs):
         ]
     if kind == "Group":
         channels = SHAPE[now[0]]
-        numbers = [n for n in range(1, channels + 1) if channels % n == 0]
+        numbers = [n for n in range(1, channels + 1) if channels % n == 0 and n != reference.groups]
         structures += [((f"It has {n} group{'s' * (n > 1)}.",), {"groups": n}) for n in numbers]
     best = None
     for solving in (

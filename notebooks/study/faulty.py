@@ -37,7 +37,7 @@ GROUP_FAULTS = {
 }
 # Of RMS normalization:
 RMS_FAULTS = {"centred": "the mean is taken out"}
-# The same of weight normalization:
+# Of weight normalization:
 WEIGHT_FAULTS = {
     "none": "the plain formula, differentiated by TensorFlow",
     "detached length": "no gradient flows through the length of v",
@@ -92,9 +92,8 @@ class _Faulty:
         centred = (center or self.fault == "centred") and self.fault != "never centred"
         mean = mean_of(x) if centred else tf.zeros_like(mean_of(x))
         detached = tf.stop_gradient(mean) if self.fault in ("detached mean", "detached statistics") else mean
-        variance = mean_of(tf.square(x - detached))
-        if self.fault == "one-pass variance":
-            variance = mean_of(tf.square(x)) - tf.square(mean)
+        one_pass = self.fault == "one-pass variance"
+        variance = mean_of(tf.square(x)) - tf.square(mean) if one_pass else mean_of(tf.square(x - detached))
         of_group = 1 if groups is None else x.shape[groups[0]] // groups[1]
         count = of_group * tf.cast(tf.size(x) / tf.size(mean), x.dtype)
         unbiased = variance * count / (count - 1)
