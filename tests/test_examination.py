@@ -714,6 +714,58 @@ class OwnWeight(keras.layers.Wrapper):
         return y + self.layer.bias
 
 
+class LayerOfFeatures(OwnLayer):
+    """Each pixel; its parameters are made at once, of the size that it is given."""
+
+    over = -1
+
+    def __init__(self, features, epsilon=1e-3, **options):
+        super().__init__(epsilon=epsilon, **options)
+        self.features = features
+        super().build((features,))
+
+    def sizes(self, shape):
+        return (self.features,)
+
+    def build(self, shape):
+        pass
+
+    def get_config(self):
+        sized = {"features": self.features, "epsilon": self.epsilon}
+        return keras.layers.Layer.get_config(self) | sized
+
+
+class LayerOfItsOwnDtype(OwnLayer):
+    """Takes none of the arguments that Keras's layers take."""
+
+    over = -1
+
+    def __init__(self, epsilon=1e-3):
+        super().__init__(epsilon=epsilon)
+
+    def sizes(self, shape):
+        return shape[-1:]
+
+
+class WeightOfItsOwnDtype(OwnWeight):
+    def __init__(self, layer):
+        super().__init__(layer)
+
+
+class BatchToldOfTraining(keras.layers.Layer):
+    """As in a textbook: fixed numbers, and a call that must be told whether it trains."""
+
+    build, sizes = OwnBatch.build, OwnBatch.sizes
+
+    def call(self, inputs, training):
+        mean, variance = self.moving_mean, self.moving_variance
+        if training:
+            mean, variance = tf.nn.moments(inputs, [0, 1, 2])
+            for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(0.9 * moving + 0.1 * new)
+        return self.gamma * (inputs - mean) / tf.sqrt(variance + 1e-5) + self.beta
+
+
 class WeightDetached(OwnWeight):
     def length(self, v):
         return tf.stop_gradient(super().length(v))
@@ -781,6 +833,34 @@ def examine_own(candidate):
 def test_a_right_layer_written_by_hand_is_the_same(candidate, untrained):
     certificate = examine_own(candidate)
     assert certificate.same, certificate.text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("candidate", "reference", "verdict"),
+    [
+        (LayerOfFeatures, LAYER, "same"),
+        (LayerOfItsOwnDtype, LAYER, "fails"),
+        (WeightOfItsOwnDtype, WEIGHT, "fails"),
+    ],
+)
+def test_a_layer_need_not_take_what_keras_s_do(candidate, reference, verdict):
+    """But what Keras saves of it, it then cannot take."""
+    certificate = examine(f"{__name__}:{candidate.__name__}", reference)
+    found = verdicts(certificate)
+    assert found.pop("saving and loading") == verdict
+    assert set(found.values()) == {"same"}, certificate.text()
+    assert ("unexpected keyword argument" in "".join(certificate.checks.note)) == (verdict == "fails")
+
+
+def test_a_textbook_s_layer_is_not_trained_and_its_numbers_are_named():
+    certificate = examine(f"{__name__}:BatchToldOfTraining")
+    assert verdicts(certificate)["paired training, float64"] == "fails"
+    assert "single required positional argument" in "".join(certificate.checks.note)
+    assert certificate.causes == (
+        "Its epsilon is 1e-05 rather than 0.001.",
+        "Its momentum is 0.9 rather than 0.99.",
+    )
 
 
 def test_layers_inside_a_layer_are_examined_too(untrained):

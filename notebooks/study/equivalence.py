@@ -35,7 +35,7 @@ def make(layer, shape, dtype):
 
 def _made(kind, of_kind, arguments, shape, dtype):
     if not is_wrapper(kind):
-        made = kind(**arguments)
+        made = network.make(kind, arguments, shape[-1])
         try:  # layers inside are built by a call; it has no numbers
             made(of_kind.Input(shape[1:], batch_size=shape[0], dtype=dtype))
         except (Exception, SystemExit):  # of which the calls to come will tell
@@ -43,9 +43,8 @@ def _made(kind, of_kind, arguments, shape, dtype):
                 made.build(shape)
         return made
     start = network.initial(seed=2612, index=0)
-    made = kind(
-        of_kind.layers.Conv2D(4, 3, padding="same", kernel_initializer=start, dtype=dtype), **arguments
-    )
+    wrapped = of_kind.layers.Conv2D(4, 3, padding="same", kernel_initializer=start, dtype=dtype)
+    made = network.make(kind, arguments, None, wrapped)
     made(tf.zeros(shape, dtype))  # some look at their weights only now
     return made
 
@@ -113,7 +112,7 @@ def calls(layers, shape, dtypes, seed=2612, mean=0.0):
     ]
     first = [weights_of(made[0], trainable) for trainable in (True, False)]
     values = {n: rng.uniform(0.5, 1.5, v.shape).astype("float32") for part in first for n, v in part.items()}
-    output = made[0](tf.zeros(shape, dtypes[0])).shape
+    output = in_training(made[0], tf.zeros(shape, dtypes[0]), training=False).shape
     x, dy = (rng.normal(m, 1.0, s).astype("float32") for m, s in ((mean, shape), (0.0, output)))
     pairs = [_weights_in_pairs(layer, made[0]) for layer in made]  # before any has other values
     found = []

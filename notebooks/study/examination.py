@@ -201,6 +201,7 @@ def _in_one_line(error):
     told = " ".join(
         line for line in lines if line and not line.startswith("Exception encountered when calling")
     )
+    told = told.rpartition("Exception encountered: ")[2]  # Keras's, of a layer that cannot be loaded
     return f"{type(error).__name__}: {told or 'no message'}"[:160]
 
 
@@ -280,9 +281,8 @@ def _saved_and_loaded(layer):
     """The largest difference of outputs between a model and the same model saved and loaded."""
     kind = network.resolve(layer["norm"])
     of_kind = network.framework(kind)
-    made = kind(
-        *([of_kind.layers.Conv2D(4, 3)] if equivalence.is_wrapper(kind) else []), **dict(layer["options"])
-    )
+    wrapped = [of_kind.layers.Conv2D(4, 3)] if equivalence.is_wrapper(kind) else []
+    made = network.make(kind, dict(layer["options"]), SHAPE[-1], *wrapped)
     model = of_kind.Sequential([of_kind.Input(SHAPE[1:]), made])
     rng = np.random.default_rng(0)
     x = rng.normal(size=SHAPE).astype("float32")

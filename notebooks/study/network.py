@@ -7,6 +7,7 @@ The figures of 2019 are reproduced with the first normalization alone, so that i
 
 import contextlib
 import importlib
+import inspect
 
 import keras
 import numpy as np
@@ -86,6 +87,31 @@ def resolve(path):
         raise ValueError(f"Expected an import path 'module:Class' ({error}). Received: {path!r}") from error
 
 
+def make(kind, arguments, features, *wrapped):
+    """Make a layer, also of a class that takes less than Keras's do.
+
+    Args:
+        kind: its class.
+        arguments: dict of its arguments. Of `dtype` and `name`, those that the class does not take are left out: the
+            default policy gives the dtype, and the layer is renamed.
+        features: size of its inputs' last axis. An argument that has no default, and is the only such one, is taken for
+            it.
+        wrapped: the layer that a wrapper is given.
+    """
+    _, *parameters = inspect.signature(kind.__init__).parameters.values()
+    taken = {p.name for p in parameters}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        taken |= {"dtype", "name"}
+    left_out = {name: arguments[name] for name in {"dtype", "name"} - taken if name in arguments}
+    named = [p for p in parameters[len(wrapped) :] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    sizes = {p.name: features for p in named if p.default is p.empty and p.name not in arguments}
+    given = {name: value for name, value in arguments.items() if name not in left_out}
+    layer = kind(*wrapped, **given, **(sizes if len(sizes) == 1 and not wrapped else {}))
+    if "name" in left_out:
+        layer.name = left_out["name"]
+    return layer
+
+
 def build(
     input_shape, norm=None, options=(), where=("conv",), seed=2612, dtype="float32", nudge=0, bias=True
 ):
@@ -123,26 +149,28 @@ def build(
 
     def with_kernel(cls, index, name, *args, **kwargs):
         layer = cls(*args, kernel_initializer=initial(seed, index, nudge), dtype=dtype, name=name, **kwargs)
-        return norm_class(layer, name=f"norm_{name}", **arguments) if wraps and name in where else layer
+        if not wraps or name not in where:
+            return layer
+        return make(norm_class, arguments | {"name": f"norm_{name}"}, None, layer)
 
-    def normalized(name, **flat):
+    def normalized(name, features, **flat):
         if norm_class is None or wraps or name not in where:
             return []
-        return [norm_class(**(arguments | flat), name=f"norm_{name}")]
+        return [make(norm_class, arguments | flat | {"name": f"norm_{name}"}, features)]
 
     with by_default(dtype, keras_of_it):
         return keras_of_it.Sequential(
             [
                 layers.InputLayer(input_shape),
-                *normalized("input"),
+                *normalized("input", input_shape[-1]),
                 with_kernel(layers.Conv2D, 0, "conv", FILTERS, 5, padding="same", use_bias=bias),
-                *normalized("conv"),
+                *normalized("conv", FILTERS),
                 layers.ReLU(dtype=dtype),
-                *normalized("relu"),
+                *normalized("relu", FILTERS),
                 layers.MaxPooling2D(dtype=dtype),
                 layers.Flatten(dtype=dtype),
                 with_kernel(layers.Dense, 1, "hidden", HIDDEN),
-                *normalized("hidden", **({"axis": -1} if "axis" in arguments else {})),
+                *normalized("hidden", HIDDEN, **({"axis": -1} if "axis" in arguments else {})),
                 layers.ReLU(dtype=dtype),
                 with_kernel(layers.Dense, 2, "logits", CLASSES),
             ],
