@@ -188,7 +188,7 @@ def parse(arguments=None):
 
 def build(options):
     """Run, put together, write: into a temporary folder first."""
-    started = time.time()
+    started, code = time.time(), of_git()
     check_fonts()
     notebooks = find_notebooks(options)
     parameters = read_parameters(options, notebooks)
@@ -203,7 +203,7 @@ def build(options):
             seconds[notebook.stem] = round(time.time() - before, 1)
         results = collect(executed)
         provenance = describe(
-            options, parameters, dataset, seconds | {"all": round(time.time() - started, 1)}
+            options, parameters, dataset, code, seconds | {"all": round(time.time() - started, 1)}
         )
         results = {"provenance": provenance} | results
         tell("writing")
@@ -430,7 +430,7 @@ def collect(executed):
     return results
 
 
-def describe(options, parameters, dataset, seconds):
+def describe(options, parameters, dataset, code, seconds):
     """Where the results come from."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -442,8 +442,7 @@ def describe(options, parameters, dataset, seconds):
             "sample": dataset.is_sample,
             "sha256": dataset.digest,
         },
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "uncommitted changes": bool(_git("status", "--porcelain")),
+        **code,
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -453,6 +452,14 @@ def describe(options, parameters, dataset, seconds):
         "versions": {"python": platform.python_version()}
         | {p: importlib.metadata.version(p) for p in PACKAGES},
         "seconds": seconds,
+    }
+
+
+def of_git():
+    """The code that begins to run: while it does, git may be given other."""
+    return {
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "uncommitted changes": bool(_git("status", "--porcelain")),
     }
 
 

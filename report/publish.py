@@ -15,7 +15,7 @@ FRONT = "fig-comparison"
 FOUND = (  # what is said in bold, and the sentences behind it
     ("One learning rate for all.", ("comparison.answer",)),
     ("A learning rate for each.", ("comparison.tuned",)),
-    ("Small batches.", ("comparison.when",)),
+    ("The size of the batch.", ("comparison.when",)),
     ("Our layers and TensorFlow's.", ("bn.same", "ln.same", "wn.same")),
     ("The drift seen in 2019.", ("bn.drift",)),
     ("Why that study's LN ended higher.", ("ln.reason",)),
@@ -45,12 +45,13 @@ def refuse_unfit(about):
         or about["data"]["sample"]
         or others
         or about["uncommitted changes"]
+        or about["commit"] == "unknown"
     ):
         raise SystemExit(
             "Expected a build of all sections and of committed code, on the full data, of the default or the thorough "
             f"profile, without other parameters. Received: {', '.join(about['parameters'])}; "
             f"{about['data']['source']}; profile {about['profile']}; {', '.join(sorted(others)) or 'no'} parameters; "
-            f"uncommitted changes: {about['uncommitted changes']}"
+            f"commit {about['commit']}; uncommitted changes: {about['uncommitted changes']}"
         )
 
 

@@ -91,7 +91,7 @@ def main():
         kept = len(list((killed / "cache").glob("*.run")))
         end(begin(killed, options.only), 0)
         same = results(alone, options.only) == results(killed, options.only)
-        left = [path.name for path in (killed / "out").rglob(".building-*")]
+        left = [path.name for path in killed.rglob(".building-*")]
     told = f"Killed {stops.count(kill)} times and terminated {len(stops) - stops.count(kill)} times, {kept} runs kept"
     print(f"{told}: {'the same' if same else 'not the same'}; left behind: {left}")
     return 0 if same and not left else 1

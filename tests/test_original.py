@@ -142,7 +142,7 @@ def test_shares_add_up_to_the_whole():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", list(original.FACTORS))
 def test_the_drift_of_2019_is_made_by_its_factors_and_by_nothing_else(method, monkeypatch):
-    monkeypatch.setattr(equivalence, "STEPS", 3)
+    monkeypatch.setattr(equivalence, "DRIFT_STEPS", 3)
     base = training.Run(sample=True, batch_size=100)
     table, drifts = original.drift_shares(base, method, [1], jobs=2)
     assert set(table.quantity) == {"gamma", "beta"}

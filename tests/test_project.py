@@ -178,6 +178,8 @@ def test_the_readme_says_what_the_published_report_found():
     "unfit",
     [
         {"profile": "quick"},
+        {"profile": "smoke"},
+        {"commit": "unknown"},
         {"uncommitted changes": True},
         {"data": {"sample": True, "source": "the embedded sample"}},
         {"parameters": {"01_batch_normalization": {}}},

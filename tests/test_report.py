@@ -24,7 +24,6 @@ import pypdf
 import pytest
 
 import build
-import publish
 from study import data, present, profiles
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -750,19 +749,6 @@ def test_every_section_can_stand_alone(report, tmp_path, section):
         "provenance": json.loads((report / "results.json").read_text())["provenance"]
     }
     assert build.compose([path], executed, results, tmp_path, build.elsewhere(options, [path]))
-
-
-@pytest.mark.parametrize(
-    "unfit",
-    [{"profile": "smoke"}, {"profile": "quick"}, {"parameters": {"02_layer_normalization": {}}}, "sample"],
-)
-def test_only_a_whole_report_that_may_claim_something_is_published(unfit):
-    about = json.loads((ROOT / "report/published/results.json").read_text())["provenance"]
-    publish.refuse_unfit(about)
-    if unfit == "sample":
-        unfit = {"data": about["data"] | {"sample": True}}
-    with pytest.raises(SystemExit, match="Expected a build of all sections"):
-        publish.refuse_unfit(about | unfit)
 
 
 # --- the real report, in the smoke profile ---------------------------------------------------------------------------

@@ -142,7 +142,8 @@ def test_a_kept_run_that_cannot_be_read_now_is_not_thrown_away(cache, monkeypatc
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(pathlib.Path, "read_bytes", fails)
-    assert running._restore(path, SHORT) is None
+    with pytest.raises(OSError, match="Too many open files"):  # and not: trained again, in vain
+        running.run_all([SHORT], jobs=1)
     assert path.exists()
 
 
@@ -275,6 +276,21 @@ def test_what_was_used_longest_ago_goes_first(cache, monkeypatch):
     assert {path.stem for path in cache.glob("*.run")} == {"old"}
 
 
+def test_what_killed_builds_left_goes_and_what_is_at_work_stays(cache):
+    cache.mkdir()
+    for name in ("left.lock", "left.step", "kept.lock", "kept.run", "held.lock", "held.step"):
+        (cache / name).touch()
+    for name, age in (("old", 2), ("new", 0)):
+        (cache / f".writing-{name}").mkdir()
+        (cache / f".writing-{name}" / "a.run").write_bytes(bytes(100))
+        written = time.time() - age * running.ABANDONED
+        os.utime(cache / f".writing-{name}", (written, written))
+    with FileLock(cache / "held.lock"):
+        running._evict(cache, keep=set())
+    found = {path.name for path in cache.iterdir()}
+    assert found == {"kept.lock", "kept.run", "held.lock", "held.step", ".writing-new"}
+
+
 def test_no_more_workers_than_fit_into_memory_and_than_there_are_cores(monkeypatch):
     monkeypatch.setattr(running.joblib, "effective_n_jobs", lambda all: 8)
     assert running._workers(0, 100) == running._workers(64, 100) == 8
@@ -401,6 +417,7 @@ def test_a_damaged_run_is_told_of_and_trained_again(how, cache, capfd):
     after = running.run_all(runs, jobs=1)
     assert "was damaged and is trained again" in capfd.readouterr().err
     assert [after[run].weights_hash for run in runs] == [before[run].weights_hash for run in runs]
+    assert running._checksum(first, first.read_bytes()[32:]) == first.read_bytes()[:32]
 
 
 def test_a_planted_pickle_is_not_executed(cache, tmp_path):

@@ -1,11 +1,10 @@
 """The parameters of a notebook: a wrong one is refused before anything runs."""
 
-from study import data, network, profiles
+from study import data, network, profiles, tuning
 
 # Of each parameter, a value of its type.
 COMMON = {"PROFILE": "quick", "DATASET": "fashion_mnist", "SEED": 0, "JOBS": 0}
 OTHERS = {"CANDIDATE": "module:Class", "REFERENCE": "module:Class", "METHODS": ["none"]}
-COMPARED = ("none", "BN", "LN", "WN")  # what the hypotheses are about
 
 
 def parameters(namespace, *others):
@@ -36,7 +35,7 @@ def given(values, defaults):
         choices = {"PROFILE": profiles.PROFILES, "DATASET": data.FILES, "METHODS": network.METHODS}.get(name)
         if choices and not set([value] if kind is str else value) <= set(choices):
             raise ValueError(f"Expected {name} among {', '.join(choices)}. Received: {name}={value!r}")
-        if name == "METHODS" and not set(COMPARED) <= set(value):
-            raise ValueError(f"Expected METHODS with {', '.join(COMPARED)}. Received: {name}={value!r}")
+        if name == "METHODS" and not set(tuning.MAIN) <= set(value):
+            raise ValueError(f"Expected METHODS with {', '.join(tuning.MAIN)}. Received: {name}={value!r}")
         if kind is int and value < 0:
             raise ValueError(f"Expected {name} of at least 0. Received: {name}={value!r}")

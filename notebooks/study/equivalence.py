@@ -279,10 +279,9 @@ def drift(candidate, reference):
     return pd.concat(frames, ignore_index=True)
 
 
-def drifted(candidate, reference, step=None):
-    """The largest difference of any traced parameter after a step. Default: the last."""
-    found = drift(candidate, reference)
-    return float(found.largest[found.step == (step or found.step.max())].max(skipna=False))
+def largest_drift(drift, step=None):
+    """The largest difference of any parameter after a step, of what `drift` returns. Default: the last."""
+    return float(drift.largest[drift.step == (step or drift.step.max())].max(skipna=False))
 
 
 def largest_weight_difference(candidate, reference, moving=False):
@@ -314,10 +313,10 @@ def fault_name(repeated, paired):
 TRACED = {"trace": True, "evaluate_every": None}  # runs of which only the parameters count
 BOTH_FAULTS, NO_FAULT = fault_name(True, False), fault_name(False, True)
 NO_FAULT_64 = "neither, in float64"
-STEPS = 15  # that the study of 2019 looked at the drift
+DRIFT_STEPS = 15  # that the study of 2019 looked at the drift
 
 
-def fault_drifts(base, candidate, reference, jobs=0, steps=STEPS):
+def fault_drifts(base, candidate, reference, jobs=0, steps=DRIFT_STEPS):
     """Reproduce the drift of 2019 and remove it: the reference is trained with each combination of its two faults.
 
     Args:
@@ -397,7 +396,7 @@ def paired_training(base, candidate, reference, jobs=0, steps=None, twins=2):
     early = min(EARLY, steps)
     return measured(largest_weight_difference) | {
         "moving": largest_weight_difference(*(found[run] for run in exact), moving=True),
-        "early": measured(lambda a, b: drifted(a, b, early)) if found[theirs].trace else {},
+        "early": measured(lambda a, b: largest_drift(drift(a, b), early)) if found[theirs].trace else {},
         "steps": steps,
     }
 
@@ -476,7 +475,7 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
         base: the Run to start from.
         method: "BN", "LN" or "WN".
         jobs: as in `running.run_all`.
-        steps: how many. Default: a seventieth of the Run's, STEPS at least.
+        steps: how many. Default: a seventieth of the Run's, DRIFT_STEPS at least.
 
     Returns:
         DataFrame with columns mechanism, float32 and float64 (the largest difference of a traced parameter after the
@@ -484,7 +483,7 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
         band (the same in float32 between the own layer and the farthest of its twins, or itself in float64: what
         float32 leaves open), steps and batch_size.
     """
-    steps = steps or max(STEPS, base.steps // 70)
+    steps = steps or max(DRIFT_STEPS, base.steps // 70)
     base = replace(base, dataset="fashion_mnist", sample=True, steps=steps, **TRACED)
     own = replace(base, batch_size=20, **network.METHODS[method])  # few: float64 takes ten times as long
     pairs = mechanisms(method, own)
@@ -494,7 +493,7 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
     found = _recorded([*twins, *exact, *exact.values()], jobs, f"mechanisms of {method}")
 
     def apart(a, b):
-        return drifted(found[a], found[b])
+        return largest_drift(drift(found[a], found[b]))
 
     band = max(apart(run, own) for run in (*twins, exact[own]))
     return pd.DataFrame(

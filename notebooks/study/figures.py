@@ -170,7 +170,12 @@ def budget_curves(frame):
 def _methods_and_controls(frame):
     """A figure of panels with their rows: normalizations of activations, all else, and other places; plain in each."""
     place, control = frame.method.str.contains(", "), frame.method.isin(CONTROLS)
-    groups = {"activations": ~place & ~control, "weights, controls": control, "other places": place}
+    weights = {"WN", "WN+MO"}.issuperset(frame.method[control])
+    groups = {
+        "activations": ~place & ~control,
+        "weights" if weights else "weights, controls": control,
+        "other places": place,
+    }
     shown = {title: frame[rows | (frame.method == "none")] for title, rows in groups.items() if any(rows)}
     figure, panels = plt.subplots(1, len(shown), figsize=(WIDE, 4.0), sharex=True, sharey=True, squeeze=False)
     for axes, title in zip(panels[0], shown, strict=True):
@@ -216,16 +221,17 @@ def invariance_map(changes, expected, rows, columns):
 def epsilon_shares(shares):
     """The distribution of epsilon's share of the variance, one panel for each kind of averaged set."""
     names = list(dict.fromkeys(shares.set))
+    of = {"a filter": "of a filter's outputs", "a position": "over a position's channels"}
     figure, panels = plt.subplots(1, len(names), figsize=(WIDE, 2.9), sharey=True)
     for axes, name in zip(panels, names, strict=True):
         of_set = shares[shares.set == name]
         for place, epsilon in enumerate(dict.fromkeys(of_set.epsilon)):
             share = 100 * np.sort(of_set.share[of_set.epsilon == epsilon])
             part = np.linspace(0, 100, len(share))
-            axes.plot(share, part, label=f"ε = {epsilon:.0e}".replace("e-0", "e-"), **present.style(place))
+            axes.plot(share, part, label=f"ε = {present.power(epsilon)}", **present.style(place))
             look = present.style(place, points=1)
             axes.scatter(np.median(share), 50, 30, color=look["color"], marker=look["marker"], zorder=3)
-        axes.set(title=f"variance over {name}", xlabel="ε / (variance + ε), %", xlim=(-3, 103))
+        axes.set(title=f"variance {of[name]}", xlabel="ε / (variance + ε), %", xlim=(-3, 103))
     panels[0].set_ylabel("sets with a smaller share, %")
     return _finished(figure)
 
@@ -379,12 +385,12 @@ def _logarithmic_from_zero(axes, direction, values):
     axis.set_minor_locator(NullLocator())
 
 
-def _finished(figure, columns=4, title=None):
+def _finished(figure, columns=4):
     """The figure with one legend for all its panels above them."""
     handles = {
         label: handle
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles, loc="outside upper left", ncols=columns, title=title)
+    figure.legend(handles.values(), handles, loc="outside upper left", ncols=columns)
     return figure

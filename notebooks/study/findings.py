@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from study import laws, original, present, statistics, tuning
-from study.equivalence import NO_FAULT, NO_FAULT_64, STEPS, fault_name
+from study.equivalence import DRIFT_STEPS, NO_FAULT, NO_FAULT_64, fault_name, largest_drift
 
 SMALLEST = 0.005  # a smaller difference of accuracy does not matter, however sure
 UNCLEAR = "no clear difference"  # not shown either way, as with most comparisons of few seeds
+SAME = 0.05  # a ratio of steps or times that is nearer to 1 is told as 1
 SMOOTHER = 0.8  # of a range of the loss without normalization: a smaller one is smoother
 
 
@@ -112,9 +113,9 @@ def compare(name_a, histories_a, name_b, histories_b):
     comparison = Comparison(
         name_a,
         name_b,
-        tuple(statistics.mean_interval(final_a)),
-        tuple(statistics.mean_interval(final_b)),
-        tuple(statistics.mean_interval(np.subtract(curve_a, curve_b))),
+        statistics.mean_interval(final_a),
+        statistics.mean_interval(final_b),
+        statistics.mean_interval(np.subtract(curve_a, curve_b)),
         histories_a[0].run.learning_rate,
         *(int(histories_a[0].steps[place]) for place in (0, -1)),
         steps_a,
@@ -173,11 +174,6 @@ def same_curves(name_a, histories_a, name_b, histories_b):
 # --- the drift of 2019 -------------------------------------------------------------------------------------------
 
 
-def final_drift(drift):
-    """The largest absolute difference of any parameter at the last step."""
-    return float(drift[drift.step == drift.step.max()]["largest"].max())
-
-
 # Round-off shrinks by 2^-29 from float32 to float64, a difference of meaning not at all: so a drift is round-off if
 # float64 shrinks it at least this much, and a fault counts if it drifts at least this much more than none.
 SHRINKS, STANDS_OUT = 1e-6, 10.0
@@ -185,7 +181,7 @@ SHRINKS, STANDS_OUT = 1e-6, 10.0
 
 def shrinkage(drifts):
     """How much float64 shrinks the drift that is left without faults."""
-    return final_drift(drifts[NO_FAULT_64]) / (final_drift(drifts[NO_FAULT]) or 1.0)
+    return largest_drift(drifts[NO_FAULT_64]) / (largest_drift(drifts[NO_FAULT]) or 1.0)
 
 
 def is_round_off(drifts):
@@ -193,19 +189,19 @@ def is_round_off(drifts):
     return shrinkage(drifts) <= SHRINKS
 
 
-def attribution_message(drifts, parameters="the parameters"):
+def attribution_message(drifts):
     """The caption's first sentence of the attribution figure: which faults make the drift."""
-    least = final_drift(drifts[NO_FAULT])
+    least = largest_drift(drifts[NO_FAULT])
     causes = [
         name
         for name in (fault_name(True, True), fault_name(False, False))
-        if final_drift(drifts[name]) > STANDS_OUT * least
+        if largest_drift(drifts[name]) > STANDS_OUT * least
     ]
     if not is_round_off(drifts):
-        return f"Even with both faults removed, {parameters} drift apart beyond round-off."
+        return "Even with both faults removed, the parameters drift apart beyond round-off."
     if not causes:
-        return f"Neither fault moves {parameters} beyond round-off."
-    make = f"{' and '.join(causes)} {'each make' if len(causes) > 1 else 'make'} {parameters} drift apart"
+        return "Neither fault moves the parameters beyond round-off."
+    make = f"{' and '.join(causes)} {'each make' if len(causes) > 1 else 'make'} the parameters drift apart"
     return f"{_upper(make)}; with both faults removed, only round-off is left."
 
 
@@ -231,8 +227,10 @@ def shares_message(table):
         share = parts.share[cause]
         opposed = parts.share.idxmin()
         if share > CANCELS:
-            both = f"{cause} {signed(parts.difference[cause], 4)}, {opposed} {signed(parts.difference[opposed], 4)}"
-            told.append(f"{what} is the remainder of larger, opposing ones ({both})")
+            both = ", ".join(f"{name} {_over_seeds(parts.loc[name], 4)}" for name in (cause, opposed))
+            told.append(
+                f"{what} is the remainder of larger, opposing ones ({both}): none of them is its cause"
+            )
             continue
         against = f", partly offset by {opposed}" if share > 1.005 else ""
         together = cause.replace(original.INTERACTION, "several together")
@@ -240,7 +238,10 @@ def shares_message(table):
         if cause == original.INTERACTION:
             most = _share(parts.share.drop(cause).abs().max())
             left = parts.without.dropna().sort_values(key=abs)
-            text += f" (each alone at most {most}; without {left.index[0]}, {_left(left.iloc[0])} is left)"
+            needed = left[left.abs() < abs(whole.difference) / 2] if len(left) > 1 else left
+            needed = left[:1] if needed.empty else needed
+            without = present.listed([f"{_left(of)} is left without {name}" for name, of in needed.items()])
+            text += f" (each alone at most {most}; {without})"
         told.append(text)
     return f"{_upper('; '.join(told))}."
 
@@ -248,17 +249,26 @@ def shares_message(table):
 CANCELS = 2.0  # of a difference: where a part makes more than this, others take most of it back
 
 
+def _over_seeds(part, digits):
+    """A part of a difference: of several seeds, the lowest and the highest."""
+    if part.low == part.high:
+        return signed(part.difference, digits)
+    return f"{signed(part.low, digits)} to {signed(part.high, digits)}"
+
+
 def _left(difference):
     return signed(difference, 4) if abs(difference) >= 5e-5 else "nothing"
 
 
 def shares_shown(table):
-    """A table of `original.shares` as it is shown: in per cent, empty for a difference of either sign, and without what
-    could not be measured; the lowest and the highest of several seeds alone."""
-    table = table[table.difference.notna()]
-    last = table.groupby("quantity").tail(1).set_index("quantity")
-    either = [_either_way(last.loc[quantity]) for quantity in table.quantity]
-    shares = ["" if both else _share(share) for both, share in zip(either, table.share, strict=True)]
+    """A table of `original.shares` as it is shown: in per cent, empty for a difference of either sign, or of larger
+    ones that oppose each other, and without what could not be measured; the lowest and the highest of several seeds
+    alone."""
+    table = table[table.difference.notna()].drop(columns="least")
+    quantities = table.groupby("quantity")
+    last, most = quantities.tail(1).set_index("quantity"), quantities.share.max()
+    none = [_either_way(last.loc[quantity]) or most[quantity] > CANCELS for quantity in table.quantity]
+    shares = ["" if empty else _share(share) for empty, share in zip(none, table.share, strict=True)]
     shown = table.assign(share=shares)
     return shown.drop(columns=["low", "high"]) if (table.low == table.high).all() else shown
 
@@ -283,9 +293,7 @@ def attribution_sentence(method, table, dataset):
         name = f"{method.lower()}.drift.{row.quantity}.{_key(row.mechanism)}"
         present.number(name, row.difference, [row.low, row.high], "parameter")
     message = shares_message(table)
-    return (
-        f"In the training of 2019, {STEPS} steps with {method} ({dataset}), {message[0].lower()}{message[1:]}"
-    )
+    return f"In the training of 2019, {DRIFT_STEPS} steps with {method} ({dataset}), {message[0].lower()}{message[1:]}"
 
 
 def drift_message(drifts, as_in_2019):
@@ -296,7 +304,7 @@ def drift_message(drifts, as_in_2019):
         as_in_2019: the DataFrame of `equivalence.drift` that the left panel draws.
     """
     before, after = (
-        _list(
+        present.listed(
             [
                 f"{signed(v, 4) if abs(v) >= 5e-5 else scientific(v)} ({present.symbol(n)})"
                 for n, v in _means(d).items()
@@ -307,7 +315,7 @@ def drift_message(drifts, as_in_2019):
     told = (
         f"TensorFlow's mean minus own ends at {before} with the faults of 2019, and at {after} without them"
     )
-    if is_round_off(drifts) and final_drift(as_in_2019) > STANDS_OUT * final_drift(drifts[NO_FAULT]):
+    if is_round_off(drifts) and largest_drift(as_in_2019) > STANDS_OUT * largest_drift(drifts[NO_FAULT]):
         return f"The drift is not due to the layers: {told}."
     return f"{_upper(told)}."
 
@@ -325,21 +333,23 @@ def _means(drift):
 
 def same_sentence(method, apart):
     """Whether own and TensorFlow's layer are the same after training: the float64 and the twin criterion."""
-    same = apart["float64"] <= 1e-12 and apart["float32"] <= 2 * _band(apart)
+    same = all(measured <= tolerance for measured, tolerance in _criteria(apart).values())
     verdict = "Nothing but" if same else "More than"
     return (
-        f"{verdict} rounding separates our {method} from TensorFlow's in training. After {apart['steps']} paired steps "
-        f"no weight differs by more than {scientific(apart['float64'])} in float64. In float32 the largest difference "
-        f"is {scientific(apart['float32'])}; rounding alone moves TensorFlow's layer away from itself by "
-        f"{scientific(apart['twin'])} if one weight starts one unit in the last place higher, and by "
-        f"{scientific(apart['rounding'])} if the training is in float64."
+        f"{verdict} rounding separates our {method} from TensorFlow's in training by gradient descent. After "
+        f"{apart['steps']} paired steps no weight differs by more than {scientific(apart['float64'])} in float64. In "
+        f"float32 the largest difference is {scientific(apart['float32'])}; rounding alone moves TensorFlow's layer "
+        f"away from itself by {scientific(apart['twin'])} if one weight starts one unit in the last place higher, and "
+        f"by {scientific(apart['rounding'])} if the training is in float64."
     )
 
 
-def _band(apart):
-    """How far float32 leaves TensorFlow's layer undetermined: from its one-ulp twins, or from itself in float64. The
-    twins alone share its errors, and would punish a layer that is more exact."""
-    return max(apart["twin"], apart["rounding"])
+def _criteria(apart):
+    """What is measured after paired training, and what it may be, in float64 and in float32: twice what float32 leaves
+    open of TensorFlow's layer, against its one-ulp twins or itself in float64. The twins alone share its errors, and
+    would punish a layer that is more exact."""
+    band = max(apart["twin"], apart["rounding"])
+    return {"float64": (apart["float64"], 1e-12), "float32": (apart["float32"], 2 * band)}
 
 
 def same_verdicts(method, apart, drifts):
@@ -355,22 +365,13 @@ def same_verdicts(method, apart, drifts):
         SHRINKS,
         is_round_off(drifts),
     )
-    present.verdict(
-        "V1",
-        f"{key}.paired.float64",
-        f"{method}: after {apart['steps']} paired steps in float64, all weights agree",
-        apart["float64"],
-        1e-12,
-        apart["float64"] <= 1e-12,
-    )
-    present.verdict(
-        "V1",
-        f"{key}.paired.float32",
-        f"{method}: in float32, at most twice as far apart as rounding takes TensorFlow's layer from itself",
-        apart["float32"],
-        2 * _band(apart),
-        apart["float32"] <= 2 * _band(apart),
-    )
+    claims = {
+        "float64": f"after {apart['steps']} paired steps in float64, all weights agree",
+        "float32": "in float32, at most twice as far apart as rounding takes TensorFlow's layer from itself",
+    }
+    for dtype, (measured, tolerance) in _criteria(apart).items():
+        claim = f"{method}: {claims[dtype]}"
+        present.verdict("V1", f"{key}.paired.{dtype}", claim, measured, tolerance, measured <= tolerance)
 
 
 # --- one call ----------------------------------------------------------------------------------------------------
@@ -442,20 +443,23 @@ def reason_message(table, steps):
         )
     if whole.difference > -0.001:
         return f"{trained}, TensorFlow's layer does not end lower than the study's own here."
-    ends = f"{trained}, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower"
+    average = "" if whole.low == whole.high else "on average "
+    ends = f"{trained}, TensorFlow's layer ends {average}{-100 * whole.difference:.2f} points lower"
     cause = accuracy.idxmin()
     if cause == original.INTERACTION:
         needed = rows.without.abs().idxmin()
         left = f"without {needed} {signed(100 * rows.without[needed])} points are left"
         return f"{ends} than the study's own, because the differences interact: {left}."
-    # A cause is named only if with every seed it makes more than any other with any seed.
+    # A cause is named only if with every seed it makes more than half, and more than any other with any seed.
     rival = rows.low.iloc[:-1].drop(cause).idxmin()
-    if rows.high[cause] >= rows.low[rival]:
-        told = [
-            f"{name} ({signed(100 * rows.low[name])} to {signed(100 * rows.high[name])})"
-            for name in (cause, rival)
+    if rows.least[cause] <= 0.5 or rows.high[cause] >= rows.low[rival]:
+        largest = accuracy.abs().nlargest(3)
+        parts = [
+            f"{name} {_over_seeds(100 * rows.loc[name, ['difference', 'low', 'high']], 2)}"
+            for name in largest.index[largest >= 5e-5]  # shown as more than nothing
         ]
-        return f"{ends}, most of it due to {' or '.join(told)}, depending on the seed."
+        each = " with every seed" if average else ""
+        return f"{ends}, and no one difference makes most of it{each}: {', '.join(parts)}."
     return f"{ends} than the study's own, {_share(accuracy[cause] / whole.difference)} of it due to {cause}."
 
 
@@ -475,21 +479,21 @@ def reason_sentence(table, dataset, steps):
 
 
 class Ranking:
-    """All methods over the same seeds, against a baseline.
+    """All methods over the same seeds, against the network without normalization, whose mean final accuracy is the
+    target.
 
     Args:
         curves: dict name -> list of History, the same seeds in the same order.
         cost: of `milliseconds`.
-        baseline: the method whose mean final accuracy is the target.
     """
 
-    def __init__(self, curves, cost, baseline="none"):
-        self.curves, self.cost, self.baseline = curves, cost, baseline
-        self.target = float(np.mean([h.accuracy[-1] for h in curves[baseline]]))
+    def __init__(self, curves, cost):
+        self.curves, self.cost = curves, cost
+        self.target = float(np.mean([h.accuracy[-1] for h in curves["none"]]))
         self.comparisons = {
-            name: compare(name, histories, baseline, curves[baseline])
+            name: compare(name, histories, "none", curves["none"])
             for name, histories in curves.items()
-            if name != baseline
+            if name != "none"
         }
         self._by_speed = sorted(self.comparisons.values(), key=lambda c: -c.gain[0])
         self._by_final = sorted(self.comparisons.values(), key=lambda c: -c.final_a[0])
@@ -498,7 +502,7 @@ class Ranking:
     def message(self):
         """The caption's first sentence of the curves."""
         faster = [c.name_a for c in self._by_speed if c.verdict == "faster"]
-        at, plain = f"At a learning rate of {self._by_speed[0].rate:g}", present.words(self.baseline)
+        at, plain = f"At a learning rate of {self._by_speed[0].rate:g}", present.words("none")
         if not faster:
             return f"{at}, no method makes the network learn clearly faster than {plain}."
         return f"{at}, the network learns faster {present.words(*faster)} than {plain}."
@@ -510,7 +514,7 @@ class Ranking:
         ends = ([h.accuracy[-1] for h in self.curves[c.name_a]] for c in (best, second))
         apart = statistics.paired_difference(*ends)
         return (
-            f"The network ends highest {present.words(best.name_a)}, {_WHETHER[told(apart)]} {second.name_a}: "
+            f"The network ends highest {present.words(best.name_a)}, {_above(apart)} {second.name_a}: "
             f"{points(apart)} points seed by seed."
         )
 
@@ -528,7 +532,7 @@ class Ranking:
         )
         return (
             f"{self.message} Gain in mean accuracy over the training: {gains}. The target is the final accuracy "
-            f"{present.words(self.baseline)}. {reached}. {self.final_message}"
+            f"{present.words('none')}. {reached}. {self.final_message}"
         )
 
     @property
@@ -536,21 +540,28 @@ class Ranking:
         """The computed part of why: what the method's cost takes back of its gain."""
         parts, never = [], []
         for comparison in self._by_speed:
-            cost, saved = self.cost[comparison.name_a] / self.cost[self.baseline], comparison.saved
+            cost, saved = self.cost[comparison.name_a] / self.cost["none"], comparison.saved
             if not np.isfinite(saved):
                 never.append(comparison.name_a)
                 continue
+            steps = f"{saved:.1f} times fewer" if saved > 1 else f"{1 / saved:.1f} times as many"
+            steps, longer, fast = (
+                "as many" if abs(saved - 1) < SAME else steps,
+                *(
+                    "as" if abs(times - 1) < SAME else f"{times:.1f} times as"
+                    for times in (cost, saved / cost)
+                ),
+            )
             parts.append(
-                f"{comparison.name_a} needs {saved:.1f} times fewer steps, each {cost:.1f} times as long, and is "
-                f"{saved / cost:.1f} times as fast in seconds"
+                f"{comparison.name_a} needs {steps} steps, each {longer} long, and is {fast} fast in seconds"
             )
         if never:
             parts.append(
-                f"for {_list(never)} there is no ratio of steps, since it or {present.short(self.baseline)} does not "
-                "get there (median over the seeds)"
+                f"for {present.listed(never)} there is no ratio of steps, since it or {present.short('none')} does "
+                "not get there (median over the seeds)"
             )
         return (
-            f"To reach the final accuracy {present.words(self.baseline)}: {'; '.join(parts)}. With BN and LN the "
+            f"To reach the final accuracy {present.words('none')}: {'; '.join(parts)}. With BN and LN the "
             "gradient loses what only shifts or stretches the activations, with WN what only lengthens a weight "
             "vector; this comparison does not test whether that causes a gain."
         )
@@ -575,7 +586,7 @@ class Ranking:
                 }
             )
             present.number(
-                f"{name.lower()}.milliseconds_per_step", milliseconds, unit="ms", seeds=len(histories)
+                f"{_key(name)}.milliseconds_per_step", milliseconds, unit="ms", seeds=len(histories)
             )
         return pd.DataFrame(rows)
 
@@ -594,9 +605,9 @@ def rates_message(frame):
     mine = {m: rates[m] for m in tuning.MAIN if m in rates}
     dead = frame[frame.collapsed > 0].groupby("method", sort=False).rate.min()
     first = [present.short(method) for method in dead.index[dead == dead.min()]]
-    best = _list([f"{rate:.2g} ({present.short(m)})" for m, rate in mine.items()])
+    best = present.listed([f"{rate:.2g} ({present.short(m)})" for m, rate in mine.items()])
     return f"The best learning rates are {best}; " + (
-        f"the lowest at which a run learnt next to nothing is {dead.min():.2g} ({_list(first)})."
+        f"the lowest at which a run learnt next to nothing is {dead.min():.2g} ({present.listed(first)})."
         if len(dead)
         else "at each rate every run learnt."
     )
@@ -606,16 +617,18 @@ def searched(plan):
     """Of how many seeds the accuracies of the map of rates are, in words."""
     if plan.seeds == 1:
         return "of one seed"
-    several = _list([present.short(method) for method in tuning.MAIN])
+    several = present.listed([present.short(method) for method in tuning.MAIN])
     return f"mean of {plan.seeds} seeds for {several} and 'both', else of one"
 
 
 def budget_message(frame):
     """The caption's first sentence of the tuning budget."""
     one = frame[frame.tried == 1].set_index("method").accuracy.sort_values(ascending=False)
-    expected = [f"{100 * accuracy:.1f} % {present.words(method)}" for method, accuracy in one.items()]
+    expected = present.listed([f"{100 * of:.1f} % {present.words(method)}" for method, of in one.items()])
     between = f"{frame.lowest.min():.2g} to {frame.highest.max():.2g}"
-    return f"With a single learning rate, drawn at random from {between}, the accuracy to expect is {_list(expected)}."
+    return (
+        f"With a single learning rate, drawn at random from {between}, the accuracy to expect is {expected}."
+    )
 
 
 def start_message(frame, rates):
@@ -679,7 +692,7 @@ def hypotheses(curves):
             if collapsed(curves[m])
         ]
         if lost:
-            table.loc[place, "verdict"] += f" ({_list(lost)} collapsed)"
+            table.loc[place, "verdict"] += f" ({present.listed(lost)} collapsed)"
     return table
 
 
@@ -749,9 +762,8 @@ def tuned_message(tuned):
     for method in tuned:
         if method != "none":
             sides.setdefault(beside_none(tuned, method), []).append(method)
-    return (
-        f"Against plain, each at its own rate: {'; '.join(f'{s} for {_list(m)}' for s, m in sides.items())}."
-    )
+    listed = "; ".join(f"{side} for {present.listed(methods)}" for side, methods in sides.items())
+    return f"Against plain, each at its own rate: {listed}."
 
 
 def _sides(table):
@@ -802,7 +814,7 @@ def when_sentence(frame):
         for size in sorted(frame["size"][frame.method == "BN" + suffix]):
             ln, bn = (cells.loc[(method + suffix, size)] for method in ("LN", "BN"))
             if ln.collapsed or bn.collapsed:
-                who = _list([m for m, cell in (("LN", ln), ("BN", bn)) if cell.collapsed])
+                who = present.listed([m for m, cell in (("LN", ln), ("BN", bn)) if cell.collapsed])
                 collapsed.append(f"{size} images {place} ({who})")
                 continue
             found = statistics.paired_difference(ln.each, bn.each)
@@ -812,7 +824,7 @@ def when_sentence(frame):
                 above[better].setdefault(place, []).append(f"{size} [by {points(gap)} points]")
     sides = [
         f"{method} is better than {other} with batches of "
-        + " and of ".join(f"{_list(sizes)} images {place}" for place, sizes in above[method].items())
+        + " and of ".join(f"{present.listed(sizes)} images {place}" for place, sizes in above[method].items())
         if above[method]
         else f"{method} is better than {other} at no batch size tried"
         for method, other in (("LN", "BN"), ("BN", "LN"))
@@ -825,7 +837,9 @@ def when_sentence(frame):
             if seeds > 1
             else "One seed does not tell LN and BN apart at any batch size"
         )
-    apart = f" Not counted, since a run learnt next to nothing: {_list(collapsed)}." if collapsed else ""
+    apart = (
+        f" Not counted, since a run learnt next to nothing: {present.listed(collapsed)}." if collapsed else ""
+    )
     alone = f" ({seeds} seeds; at other sizes, {UNCLEAR}.)" if seeds > 1 else ""
     return (
         f"{told_of}.{apart}{alone} Under LN each image has its own statistics; under BN it shares the "
@@ -842,36 +856,38 @@ def methods_table(base, frame, tuned, by_batch, cost):
     Args:
         base: the Run that gives data and initial weights.
         frame: of `tuning.sweep`.
-        tuned: dict method -> list of History, of the Runs of `tuning.at_best_rates`; none at its end gives the target.
+        tuned: dict method -> list of History, of the Runs of `tuning.at_best_rates`.
         by_batch: of `tuning.batch_sizes`.
         cost: of `milliseconds`.
     """
-    target = float(np.mean([h.accuracy[-1] for h in tuned["none"]]))
     smallest = by_batch[by_batch["size"] == by_batch["size"].min()].set_index("method")
     rates, stable, rows = tuning.best_rates(frame), tuning.stable_rates(frame), []
     for method, rate in rates.items():
         trained, inferred, alone = tuning.modes(base, method)
         low, high = stable[method]
+        against = beside(tuned, method, "none") if method != "none" else None
         rows.append(
             {
                 "method": method,
                 "best rate": rate,
                 "rates as good": f"{low:.2g} to {high:.2g}" if high > low else "this one",
-                **_reached(tuned.get(method, []), target, cost[method]),
+                **_ended(tuned.get(method, [])),
                 "at batch 2, %": _at(smallest, method),
                 "ms per step": cost[method],
                 "same in inference": "yes" if np.allclose(trained, inferred, atol=1e-4) else "no",
                 "depends on the batch": "no" if np.allclose(trained[:1], alone, atol=1e-4) else "yes",
+                "against plain, points": points(against[0]) if against else "",
                 "verdict": beside_none(tuned, method),
             }
         )
     return pd.DataFrame(rows)
 
 
-def methods_verdicts(*arguments):
+def methods_verdicts(base, frame, tuned, by_batch, cost):
     """The table of `methods_table`, recorded as table V3: the verdicts are on the difference from plain."""
-    table, tuned = methods_table(*arguments), arguments[2]
-    measured = [(beside(tuned, method, "none") or [[np.nan]])[0][0] for method in table.method]
+    table = methods_table(base, frame, tuned, by_batch, cost)
+    found = [beside(tuned, method, "none") for method in table.method]
+    measured = [of[0].mean if of else np.nan for of in found]
     return present.judged("V3", table, table.method.map(present.short), measured, SMALLEST)
 
 
@@ -882,17 +898,10 @@ def _at(cells, method):
     return "collapsed" if cell.collapsed else f"{100 * cell.accuracy:.1f}"
 
 
-def _reached(histories, target, milliseconds):
+def _ended(histories):
     if not histories:
-        return dict.fromkeys(("steps", "test accuracy, %", "steps to target", "seconds to target"), "")
-    steps = _median_steps(histories, target)
-    seconds = f"{steps * milliseconds / 1e3:.1f}" if np.isfinite(steps) else "not reached"
-    reached = (_steps(steps), seconds) if len(histories[0].steps) > 2 else ("", "")  # measured often enough
-    return {
-        "steps": f"{histories[0].run.steps:,}",
-        "test accuracy, %": _mean_told(histories),
-        **dict(zip(("steps to target", "seconds to target"), reached, strict=True)),
-    }
+        return {"steps": "", "test accuracy, %": ""}
+    return {"steps": f"{histories[0].run.steps:,}", "test accuracy, %": _mean_told(histories)}
 
 
 def collapsed(histories):
@@ -1009,9 +1018,9 @@ def epsilon_message(shares):
         present.number(f"epsilon.share.{name}", float(np.median(value)), unit="fraction")
     present.number("epsilon.empty_positions", empty, unit="fraction")
     return (
-        f"ε = {_power(of_filters.epsilon.max())} makes up {100 * np.median(big):.0f} % of a filter's variance + ε "
-        f"(median), {_power(of_filters.epsilon.min())} {100 * np.median(small):.1f} %; at {100 * empty:.0f} % of the "
-        "positions even the smaller exceeds the variance over the channels."
+        f"ε = {present.power(of_filters.epsilon.max())} makes up {100 * np.median(big):.0f} % of variance + ε of a "
+        f"filter's outputs (median), {present.power(of_filters.epsilon.min())} {100 * np.median(small):.1f} %; at "
+        f"{100 * empty:.0f} % of the positions even the smaller exceeds the variance over the channels."
     )
 
 
@@ -1088,7 +1097,7 @@ def statistics_message(frame):
     lags = [name for name in first.index if name.startswith("moving")]
     worst = min(lags, key=lambda name: first[name])
     for name in first.index:
-        present.number(f"statistics.{name.replace(' ', '_')}.first", first[name], unit="fraction")
+        present.number(f"statistics.{_key(name)}.first", first[name], unit="fraction")
     momentum = worst.removeprefix("moving, ")
     return (
         f"After {int(frame.step.min())} steps the same weights classify {100 * first[worst]:.0f} % of the test images "
@@ -1187,10 +1196,12 @@ def second_derivative_message(table):
         return (
             f"TensorFlow's second derivatives are right to {scientific(theirs)}, ours to {scientific(ours)}."
         )
-    wrong = _list([f"{100 * e:.2g} % ({m})" for m, e in zip(table.layer, table["TensorFlow's"], strict=True)])
+    wrong = present.listed(
+        [f"{100 * e:.2g} % ({m})" for m, e in zip(table.layer, table["TensorFlow's"], strict=True)]
+    )
     return (
-        f"Along a direction in which all values shift, TensorFlow's second derivatives are wrong by {wrong}, ours "
-        f"by at most {scientific(ours)}."
+        f"In one example of each, TensorFlow's second derivatives are wrong by {wrong}, ours by at most "
+        f"{scientific(ours)}."
     )
 
 
@@ -1207,10 +1218,10 @@ def claims(profile, seeds):
             "the notebook does, and nothing else may be claimed."
         )
     return (
-        f"{len(HYPOTHESES)} comparisons are tested, over {len(seeds)} seeds with Holm's correction. Elsewhere a "
-        "method is called higher, lower or faster if the 95 % interval of its difference excludes zero and the mean is "
-        f"at least {100 * SMALLEST:g} points, over at least {min(len(seeds), tuning.FEWER)} seeds and without "
-        "correction: of twenty comparisons with no true difference, one may be so called by chance."
+        f"{len(HYPOTHESES)} comparisons are tested for a difference, over {len(seeds)} seeds with Holm's correction. "
+        "Elsewhere a method is called higher, lower or faster if the 95 % interval of its difference excludes zero and "
+        f"the mean is at least {100 * SMALLEST:g} points, over at least {min(len(seeds), tuning.FEWER)} seeds and "
+        "without correction: of twenty comparisons with no true difference, one may be so called by chance."
     )
 
 
@@ -1218,8 +1229,17 @@ def _upper(text):
     return f"{text[0].upper()}{text[1:]}"
 
 
-def _list(names):
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _above(difference):
+    """How surely the higher of two accuracies is above the other, before the other's name."""
+    if told(difference) == "alike":
+        return f"within {100 * SMALLEST:g} points of"
+    if difference.low <= 0:
+        return "but not surely above"
+    return (
+        "above"
+        if told(difference) == "higher"
+        else f"by less than the {100 * SMALLEST:g} points that matter above"
+    )
 
 
 def _clauses(parts):
@@ -1236,16 +1256,6 @@ def scientific(value):
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if value else "0"
 
 
-def _power(value):
-    """An epsilon as figures write it: 1e-5."""
-    return f"{value:.0e}".replace("e-0", "e-")
-
-
-_WHETHER = {
-    "higher": "above",
-    "alike": f"within {100 * SMALLEST:g} points of",
-    UNCLEAR: f"but not surely by {100 * SMALLEST:g} points above",
-}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -1254,7 +1264,7 @@ def _record(name, interval, unit, seeds):
 
 
 def _key(name):
-    return name.lower().replace("'s", "").replace(" ", "_")
+    return name.lower().replace("'s", "").replace(",", "").replace(" ", "_")
 
 
 def higher(points):

@@ -496,9 +496,6 @@ INVARIANCES = {
     "one image × d": "no yes yes yes yes yes no no no",
 }
 
-# Where Table 1 of Ba et al. (2016), which is for dense layers, says that the output stays the same, and the above not.
-DENSE_ALONE = (("every filter + the same kernel", "LN"), ("all images + c, padding 'same'", "BN"))
-
 
 def invariance_table(case=None):
     """How much each transformation changes each method's output.

@@ -203,7 +203,7 @@ def effective_learning_rate(base, factor=2.0, steps=20):
             for variable, rate, gradient in zip(variables, rates, gradients, strict=True):
                 variable.assign_sub(rate * gradient)
 
-        for indices in running.progress(order, "another scale", unit="step"):
+        for indices in running.progress(order, "another scale"):
             step(tf.constant(dataset.x_train[indices]), tf.constant(dataset.y_train[indices]))
         logits.append(model(images(base), training=True))
     return float(tf.reduce_max(tf.abs(logits[0] - logits[1])))
@@ -508,6 +508,7 @@ ARMS = (
     "noisy BN",
     "ghost BN",
     "BN, after ReLU",
+    "BN, without parameters",
 )
 
 
@@ -518,7 +519,7 @@ def arms(base, seeds):
     return {arm: [replace(short, seed=seed, **network.METHODS[arm]) for seed in seeds[:4]] for arm in ARMS}
 
 
-def start(base, methods=("none", "BN", "LN", "WN", "BN, both", "LN, both")):
+def start(base, methods=(*tuning.MAIN, *tuning.BOTH)):
     """Networks before training.
 
     Returns:

@@ -36,6 +36,10 @@ METHODS = {
     "BN, dense": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("hidden",)},
     "LN, dense": {"norm": "normlib:LayerNormalization", "options": _IMAGE, "where": ("hidden",)},
     "BN, after ReLU": {"norm": "normlib:BatchNormalization", "options": _BATCH, "where": ("relu",)},
+    "BN, without parameters": {
+        "norm": "normlib:BatchNormalization",
+        "options": (*_BATCH, ("center", False), ("scale", False)),
+    },
     # controls
     "input": {
         "norm": "normlib:BatchNormalization",

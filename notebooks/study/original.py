@@ -158,7 +158,8 @@ def shares(values, factors, quantity):
     Returns:
         DataFrame with columns quantity, mechanism (each factor alone, their interaction, what is left without any, and
         all together, as in 2019), difference (mean over the seeds), low and high (over the seeds), share (of all
-        together) and without (the difference where this one factor is taken out of all).
+        together), least (the least share with any seed) and without (the difference where this one factor is taken out
+        of all).
     """
     values = {c: np.asarray(v, "float64") for c, v in values.items()}
     everything = frozenset(factors)
@@ -177,6 +178,7 @@ def shares(values, factors, quantity):
             "low": value.min(),
             "high": value.max(),
             "share": value.mean() / whole.mean() if whole.mean() else np.nan,
+            "least": (value / whole).min() if whole.all() else np.nan,
             "without": values[everything - {name}].mean() if name in factors else np.nan,
         }
         for name, value in parts.items()
@@ -196,7 +198,7 @@ def drift_shares(base, method, seeds, jobs=0):
     Returns:
         (DataFrame of `shares`, dict combination -> DataFrame of `equivalence.drift` of the first seed).
     """
-    short = replace(base, steps=equivalence.STEPS, **equivalence.TRACED)
+    short = replace(base, steps=equivalence.DRIFT_STEPS, **equivalence.TRACED)
     found = _trained(short, method, FACTORS[method], seeds, jobs, network.REFERENCES)
     drifts = {c: [equivalence.drift(*both) for both in pairs] for c, pairs in found.items()}
     frames = []
@@ -263,7 +265,7 @@ def rerun(base, jobs=0, steps=STEPS):
         method) 15 steps with a trace.
     """
     base = replace(base, steps=steps)
-    short = replace(base, steps=equivalence.STEPS, **equivalence.TRACED)
+    short = replace(base, steps=equivalence.DRIFT_STEPS, **equivalence.TRACED)
     runs = {method: replace(base, **layer) for method, layer in OWN.items()}
     runs["TensorFlow's LN"] = replace(base, **TENSORFLOWS["LN"], repeat_updates=True)
     for method, factors in FACTORS.items():
@@ -303,16 +305,19 @@ def beside(found, curves):
         for parameter, then in zip(("gamma", "beta"), values, strict=True):
             again = _at_the_end(drift, f"norm_conv/{parameter}")
             same = again * then > 0 and 0.5 <= again / then <= 2
-            what = f"{method}, difference of {present.symbol(parameter)} after {equivalence.STEPS} steps"
+            what = (
+                f"{method}, difference of {present.symbol(parameter)} after {equivalence.DRIFT_STEPS} steps"
+            )
             rows.append((what, then, again, np.nan, same))
     table = pd.DataFrame(rows, columns=["what", "then", "again", "right", "verdict"])
     verdict = np.where(table.again.isna(), "not run", np.where(table.verdict, "reproduced", "not"))
     return table.assign(verdict=verdict)
 
 
-def spread(curves, step=100):
+def spread(curves):
     """How far the accuracy of the plain network varies from seed to seed early in the training, in words; empty where
     that was not measured."""
+    step = 100
     values = [h.accuracy[h.steps == step][0] for h in curves["none"] if step in h.steps]
     if len(values) < 2:
         return ""

@@ -111,7 +111,17 @@ def words(*methods):
         )
     if all(one.startswith("with ") for one in told):
         told[1:] = [one.removeprefix("with ") for one in told[1:]]
-    return " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+    return listed(told)
+
+
+def listed(names):
+    """A list in a sentence: "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def power(value):
+    """A power of ten as figures write it: 1e-5."""
+    return f"{value:.0e}".replace("e-0", "e-")
 
 
 def short(method):

@@ -19,9 +19,11 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import sys
 import tempfile
 import threading
+import time
 import warnings
 
 import joblib
@@ -46,6 +48,7 @@ MEMORY = 1.2e9  # bytes that a worker is taken to need, until one has needed mor
 GROWTH = 1.5e9  # bytes that a worker may grow by before it is replaced: TensorFlow keeps what it has compiled
 PIECE = 50_000  # images times steps: a worker gets so many of one program's runs at a time
 EVERY = 20.0  # seconds between two lines of progress
+ABANDONED = 3600.0  # seconds after which nobody is writing a run any more
 WITHOUT_WORKERS = 60.0  # seconds that a cluster may have none
 PARENT = os.getppid()
 DECISIVE = (
@@ -86,7 +89,7 @@ def run_all(runs, jobs=0, description="runs"):
     found = {run: _restore(path, run) for run, path in paths.items()}
     for run in runs:  # what a killed build has left begun is not begun now
         if found[run] is None:
-            _was_left(paths[run])
+            _clear_left(paths[run])
     # Another build may evict what this one has just finished: then it is trained again.
     while missing := sorted((run for run in runs if found[run] is None), key=_work, reverse=True):
         with _Progress(missing, [paths[run].with_suffix(".step") for run in missing], description):
@@ -108,14 +111,14 @@ def _train_all(runs, paths, jobs):
                     _write(path, content)
             waits = True
         except TerminatedWorkerError as error:  # killed, or out of memory
-            died.update([run for run in left if _was_left(paths[run])] or left)
+            died.update([run for run in left if _clear_left(paths[run])] or left)
             if twice := [run for run in left if died[run] == 2]:
                 raise RuntimeError(f"Worker processes died twice at: {twice}") from error
             _tell(f"A worker process died; {len(left)} runs are tried once more.")
 
 
-def _was_left(path):
-    """Whether a run was begun and nobody is at it."""
+def _clear_left(path):
+    """Forget that a run was begun where nobody is at it. Returns whether it was."""
     with contextlib.suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
         begun = path.with_suffix(".step").exists()
         path.with_suffix(".step").unlink(missing_ok=True)
@@ -288,10 +291,10 @@ def _train_and_keep(run, path, waits):
         return path, None
 
 
-def progress(iterable=None, description="", delay=3.0, **options):
+def progress(iterable=None, description="", delay=3.0, unit="step", **options):
     """The iterable with a bar that says the time left, if it takes longer than `delay` seconds; where the environment
     variable NORMLIB_PROGRESS is "lines", a line now and then. The options are tqdm's."""
-    options |= {"desc": description, "delay": delay, "miniters": 1, "mininterval": 1.0}
+    options |= {"desc": description, "delay": delay, "unit": unit, "miniters": 1, "mininterval": 1.0}
     if os.environ.get("NORMLIB_PROGRESS") == "lines":
         form = "{desc}: {n:,} of {total:,} {unit}s{postfix}, {remaining} left"
         options |= {"file": _Lines(), "bar_format": form, "mininterval": EVERY}
@@ -314,7 +317,7 @@ class _Progress:
 
     def __init__(self, runs, step_files, description):
         self._lengths = dict(zip(step_files, (run.steps for run in runs), strict=True))
-        self._bar = progress(None, description, 0, total=sum(self._lengths.values()), unit="step")
+        self._bar = progress(None, description, 0, total=sum(self._lengths.values()))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -449,11 +452,12 @@ def _write(path, content):
 
 
 def _restore(path, run):
-    """Read a kept history; None if there is none, or if it was damaged."""
-    if not path.exists():
-        return None
+    """Read a kept history; None if there is none, or if it was damaged. One that may not be read is an error."""
     try:
         stored = path.read_bytes()
+    except FileNotFoundError:  # there is none, or it was just evicted
+        return None
+    try:
         if _checksum(path, stored[32:]) != stored[:32]:
             raise ValueError("another checksum")
         with np.load(io.BytesIO(stored[32:]), allow_pickle=False) as arrays:
@@ -465,8 +469,6 @@ def _restore(path, run):
                 elif name != "description":
                     fields[name] = arrays[name]
         history = training.History(**fields)
-    except OSError:  # it cannot be read now, or is just being evicted; it may be whole
-        return None
     except Exception as error:  # whatever is wrong with a kept run, it can be trained again
         path.unlink(missing_ok=True)
         _tell(f"A kept run was damaged and is trained again: {path.name} ({error})")
@@ -477,7 +479,7 @@ def _restore(path, run):
 
 
 def _evict(cache, keep):
-    """Remove the kept runs that were used longest ago, beyond the limit, but for those of now."""
+    """Remove the kept runs that were used longest ago, beyond the limit, but for those of now; and what was left."""
     sizes = {}
     for path in cache.glob("*.run"):
         with contextlib.suppress(OSError):  # another build evicted it
@@ -487,6 +489,16 @@ def _evict(cache, keep):
         if excess > 0 and path not in keep:
             excess -= sizes[path][1]
             path.unlink(missing_ok=True)
+    for lock in cache.glob("*.lock"):  # of runs that were evicted, failed or killed
+        with contextlib.suppress(Timeout):
+            if not lock.with_suffix(".run").exists():
+                with FileLock(lock, timeout=0):
+                    lock.with_suffix(".step").unlink(missing_ok=True)
+                    lock.unlink(missing_ok=True)
+    for folder in cache.glob(".writing-*"):
+        with contextlib.suppress(OSError):  # a build of now has just moved it
+            if folder.stat().st_mtime < time.time() - ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 for module in DECISIVE:  # as this process runs them
