@@ -12,7 +12,7 @@ Profiles, and their times on 2 cores, not the fastest, with no finished runs kep
   smoke      4 minutes, a few steps on a sample of the data: that everything works, and evidence of nothing
   quick     10 minutes, 30 steps and 2 seeds: the notebooks by hand, and evidence of nothing
   default   20 minutes, 500 steps and 3 seeds: speed of convergence
-  thorough 120 minutes, 2,750 steps and 8 seeds: what is published
+  thorough  90 minutes, 2,750 steps and 8 seeds: what is published
 Finished runs are kept: a stopped build goes on where it was, and a second one takes two to four minutes.
 
 Environment:

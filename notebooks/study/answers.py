@@ -433,7 +433,7 @@ def questions(
     )
     ask(
         "Why is BN far worse in validation than in training at first?",
-        f"Its moving averages still hold what they started with: with momentum {(momentum := float(slow[8:])):g}, "
+        f"Its moving averages still hold what they started with: with momentum {(momentum := float(slow.split()[-1])):g}, "
         f"{_whole(momentum**first)} of them after {first} steps. The same weights then reach "
         f"{_whole(accuracy[first, slow])} with them, and {_whole(accuracy[first, 'exact'])} with exact statistics.",
         "[Figure](#fig-statistics)",
