@@ -318,10 +318,10 @@ def test_no_reason_is_named_that_another_seed_would_not_name():
         {frozenset(whose[k] for k in key): of for key, of in values.items()}, names, "accuracy"
     )
     assert findings.reason_message(table, original.STEPS) == (
-        "As trained in 2019, TensorFlow's layer ends on average 1.25 points lower, and no one difference makes most of "
-        "it with every seed: rows −1.30 to −0.40, repeated updates −0.50 to −0.30."
+        "As trained in 2019, TensorFlow's layer ends 1.25 points lower (2 seeds), and nothing makes most of it with "
+        "every seed: rows −1.30 to −0.40, repeated updates −0.50 to −0.30."
     )
-    assert findings.reason_message(table, 166).startswith("In 166 of the 2,750 steps of 2019, ")
+    assert findings.reason_message(table, 166).startswith("In 166 of 2019's 2,750 steps, ")
 
 
 def test_no_roughness_is_told_of_curves_that_were_measured_seldom():
@@ -374,7 +374,7 @@ def test_a_difference_that_makes_less_than_half_with_one_seed_is_not_the_reason(
     values = {"": [0.0, 0.0], "a": [-0.004, -0.02], "b": [0.0, 0.0], "ab": [-0.01, -0.02]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
     assert findings.reason_message(table, original.STEPS).endswith(
-        "no one difference makes most of it with every seed: a −2.00 to −0.40, their interaction −0.60 to +0.00."
+        "nothing makes most of it with every seed: a −2.00 to −0.40, their interaction −0.60 to +0.00."
     )
 
 
@@ -400,11 +400,14 @@ def test_what_could_not_be_measured_is_not_called_the_same():
 def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
-    told = (
-        "90 % of the difference in γ (+1.0000) comes from several together (each alone at most 10 %; nothing is left "
-        "without b and +0.1000 is left without a)."
-    )
+    told = "90 % of the difference in γ (+1.0000) comes from b and a together (each alone at most 10 %)."
     assert findings.shares_message(table) == told
+    sizes |= {"bc": 0.8, "ab": 0.9}  # without a, too, most is left
+    table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
+    assert findings.shares_message(table) == told.replace(
+        "b and a together (each alone at most 10 %)",
+        "several together (each alone at most 10 %; without b, nothing is left)",
+    )
 
 
 @pytest.mark.parametrize(

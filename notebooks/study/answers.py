@@ -412,6 +412,7 @@ def questions(
     first, last = statistics_frame.step.min(), statistics_frame.step.max()
     names = [n for n in accuracy[first].index if n.startswith("moving")]
     slow, quick = max(names), min(names)
+    momentum = float(slow.split()[-1])
     positions = shares[(shares.set == "a position") & (shares.epsilon == shares.epsilon.max())].share
     filters = shares[(shares.set == "a filter") & (shares.epsilon == shares.epsilon.max())].share
     lost = _lost_at_two(by_batch)
@@ -433,7 +434,7 @@ def questions(
     )
     ask(
         "Why is BN far worse in validation than in training at first?",
-        f"Its moving averages still hold what they started with: with momentum {(momentum := float(slow.split()[-1])):g}, "
+        f"Its moving averages still hold what they started with: with momentum {momentum:g}, "
         f"{_whole(momentum**first)} of them after {first} steps. The same weights then reach "
         f"{_whole(accuracy[first, slow])} with them, and {_whole(accuracy[first, 'exact'])} with exact statistics.",
         "[Figure](#fig-statistics)",

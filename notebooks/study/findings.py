@@ -208,7 +208,7 @@ def attribution_message(drifts):
 def shares_message(table):
     """The caption's first sentence of a table of `original.shares`: what makes most of each quantity's difference. A
     difference of either sign has no shares; of what only several do together, it is told what is left without the one
-    that matters most."""
+    that matters most, or which it takes."""
     told = []
     for quantity, rows in table.groupby("quantity", sort=False):
         rows = rows.set_index("mechanism")
@@ -233,20 +233,21 @@ def shares_message(table):
             )
             continue
         against = f", partly offset by {opposed}" if share > 1.005 else ""
-        together = cause.replace(original.INTERACTION, "several together")
-        text = f"{_share(share)} of {what} comes from {together}{against}"
         if cause == original.INTERACTION:
-            most = _share(parts.share.drop(cause).abs().max())
             left = parts.without.dropna().sort_values(key=abs)
-            needed = left[left.abs() < abs(whole.difference) / 2] if len(left) > 1 else left
-            needed = left[:1] if needed.empty else needed
-            without = present.listed([f"{_left(of)} is left without {name}" for name, of in needed.items()])
-            text += f" (each alone at most {most}; {without})"
-        told.append(text)
+            needed = list(left.index[left.abs() < abs(whole.difference) / 2])
+            cause = f"{present.listed(needed)} together" if len(needed) > 1 else "several together"
+            most = _share(parts.share.drop(original.INTERACTION).abs().max())
+            without = "" if len(needed) > 1 else f"; without {left.index[0]}, {_left(left.iloc[0])} is left"
+            against += f" (each alone at most {most}{without})"
+        told.append(f"{_share(share)} of {what} comes from {cause}{against}")
     return f"{_upper('; '.join(told))}."
 
 
 CANCELS = 2.0  # of a difference: where a part makes more than this, others take most of it back
+
+
+SPREAD = ["difference", "low", "high"]  # of a part: the mean over the seeds, the lowest and the highest
 
 
 def _over_seeds(part, digits):
@@ -264,7 +265,7 @@ def shares_shown(table):
     """A table of `original.shares` as it is shown: in per cent, empty for a difference of either sign, or of larger
     ones that oppose each other, and without what could not be measured; the lowest and the highest of several seeds
     alone."""
-    table = table[table.difference.notna()].drop(columns="least")
+    table = table[table.difference.notna()].drop(columns=["least", "seeds"])
     quantities = table.groupby("quantity")
     last, most = quantities.tail(1).set_index("quantity"), quantities.share.max()
     none = [_either_way(last.loc[quantity]) or most[quantity] > CANCELS for quantity in table.quantity]
@@ -434,7 +435,7 @@ def reason_message(table, steps):
     trained = (
         "As trained in 2019"
         if steps == original.STEPS
-        else f"In {steps:,} of the {original.STEPS:,} steps of 2019"
+        else f"In {steps:,} of 2019's {original.STEPS:,} steps"
     )
     if _either_way(whole):
         return (
@@ -443,8 +444,8 @@ def reason_message(table, steps):
         )
     if whole.difference > -0.001:
         return f"{trained}, TensorFlow's layer does not end lower than the study's own here."
-    average = "" if whole.low == whole.high else "on average "
-    ends = f"{trained}, TensorFlow's layer ends {average}{-100 * whole.difference:.2f} points lower"
+    several = f" ({whole.seeds} seeds)" if whole.seeds > 1 else ""
+    ends = f"{trained}, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower{several}"
     cause = accuracy.idxmin()
     if cause == original.INTERACTION:
         needed = rows.without.abs().idxmin()
@@ -453,13 +454,9 @@ def reason_message(table, steps):
     # A cause is named only if with every seed it makes more than half, and more than any other with any seed.
     rival = rows.low.iloc[:-1].drop(cause).idxmin()
     if rows.least[cause] <= 0.5 or rows.high[cause] >= rows.low[rival]:
-        largest = accuracy.abs().nlargest(3)
-        parts = [
-            f"{name} {_over_seeds(100 * rows.loc[name, ['difference', 'low', 'high']], 2)}"
-            for name in largest.index[largest >= 5e-5]  # shown as more than nothing
-        ]
-        each = " with every seed" if average else ""
-        return f"{ends}, and no one difference makes most of it{each}: {', '.join(parts)}."
+        parts = [f"{name} {_over_seeds(100 * rows.loc[name, SPREAD], 2)}" for name in (cause, rival)]
+        each = " with every seed" if several else ""
+        return f"{ends}, and nothing makes most of it{each}: {', '.join(parts)}."
     return f"{ends} than the study's own, {_share(accuracy[cause] / whole.difference)} of it due to {cause}."
 
 

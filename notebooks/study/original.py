@@ -158,8 +158,8 @@ def shares(values, factors, quantity):
     Returns:
         DataFrame with columns quantity, mechanism (each factor alone, their interaction, what is left without any, and
         all together, as in 2019), difference (mean over the seeds), low and high (over the seeds), share (of all
-        together), least (the least share with any seed) and without (the difference where this one factor is taken out
-        of all).
+        together), least (the least share with any seed), seeds (how many) and without (the difference where this one
+        factor is taken out of all).
     """
     values = {c: np.asarray(v, "float64") for c, v in values.items()}
     everything = frozenset(factors)
@@ -179,6 +179,7 @@ def shares(values, factors, quantity):
             "high": value.max(),
             "share": value.mean() / whole.mean() if whole.mean() else np.nan,
             "least": (value / whole).min() if whole.all() else np.nan,
+            "seeds": len(value),
             "without": values[everything - {name}].mean() if name in factors else np.nan,
         }
         for name, value in parts.items()
