@@ -357,7 +357,7 @@ def test_download_prints_nothing(machine, contents, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_silent_server_does_not_hold_forever(machine, monkeypatch):
+def test_silent_server_does_not_hold_forever(monkeypatch):
     silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
     monkeypatch.setitem(data.DOWNLOADS, "mnist", {f"http://127.0.0.1:{silent.getsockname()[1]}/": data.NPZ})
     monkeypatch.setattr(data, "SILENCE", 0.2)
@@ -557,7 +557,7 @@ def test_cifar_download_is_kept_where_keras_finds_it(machine, monkeypatch, cifar
     assert (machine / "keras" / "datasets" / "cifar-10-batches-py-target_archive").is_file()
 
 
-def test_cifar_with_another_checksum_is_not_opened(machine, monkeypatch, cifar):
+def test_cifar_with_another_checksum_is_not_opened(machine, monkeypatch):
     put(machine / "mine", {data.CIFAR: cifar_archive({"test_batch": pickle.dumps(Planted())})})
     monkeypatch.setattr(data.tarfile, "open", lambda **_: pytest.fail("opened"))
     with pytest.raises(data.DamagedError, match=f"{data.CIFAR}: expected 170,498,071 bytes"):

@@ -255,7 +255,7 @@ def mechanisms_table(**columns):
         (1e-3, 4e-4, "(BN: this); in 0 of 1, rounding"),
     ],
 )
-def test_round_off_outside_the_band_is_told(float32, rounding, message, pending):
+def test_round_off_outside_the_band_is_told(float32, rounding, message):
     table = mechanisms_table(float32=[float32, 1.0], float64=[1e-15, 1.0], rounding=rounding)
     assert message in findings.band_message(findings.mechanism_verdicts(table))
 
@@ -352,7 +352,7 @@ def test_a_difference_of_either_sign_has_no_shares():
     assert set(findings.shares_shown(table).share) == {""}
 
 
-def test_what_only_the_differences_together_do_is_no_single_ones_share(pending):
+def test_what_only_the_differences_together_do_is_no_single_ones_share():
     values = {"": [0.0], "a": [0.01], "b": [0.0], "ab": [-0.02]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
     told = "lower than the study's own, because the differences interact: without a +0.00 points are left."

@@ -203,7 +203,7 @@ def test_a_model_with_calls_by_keyword_and_a_loss_without_a_name_is_folded(rng):
     assert not any(isinstance(layer, normlib.BatchNormalization) for layer in folded.layers)
 
 
-def test_a_sequential_model_that_grew_is_folded(rng):
+def test_a_sequential_model_that_grew_is_folded():
     model = keras.Sequential()
     for layer in (keras.Input((5,)), L.Dense(4), normlib.BatchNormalization(), L.Dense(3)):
         model.add(layer)
