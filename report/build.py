@@ -43,7 +43,6 @@ import ast
 import base64
 import collections
 import contextlib
-import copy
 import csv
 import datetime
 import importlib.metadata
@@ -66,7 +65,8 @@ import webbrowser
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # here and in the kernels
 if __name__ == "__main__":  # also while the packages below are imported; it leaves by way of every `finally`
     for kind, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
-        signal.signal(kind, lambda *_, code=code: sys.exit(code))
+        if signal.getsignal(kind) != signal.SIG_IGN:  # as under nohup
+            signal.signal(kind, lambda *_, code=code: sys.exit(code))
 
 import nbformat
 import panflute as pf
@@ -82,24 +82,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PANDOC = pypandoc.get_pandoc_path()
 pf.elements.RAW_FORMATS.add("typst")  # younger than panflute's list
+SECTIONS = "[0-9][0-9]_*.ipynb"
 PARTS = ("notebooks", "report.html", "report.pdf", "results.json")  # of a report
 INSERTED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
+UNASKED_TAGS = {"explore", *INSERTED_TAGS}  # a notebook that ran once may be given, too
 HIDDEN_TAGS = {"parameters", "injected-parameters", "remove-cell"}
-PACKAGES = [
-    "tensorflow",
-    "keras",
-    "tf-keras",
-    "tensorflow-probability",
-    "numpy",
-    "scipy",
-    "pandas",
-    "matplotlib",
-    "seaborn",
-    "joblib",
-    "papermill",
-    "pypandoc_binary",
-    "typst",
-]
 KEPT = "Finished runs are kept: the next build goes on from there."
 
 
@@ -150,30 +137,14 @@ def parse(arguments=None):
     add("--profile", default="default", choices=PROFILES, help="how much is computed; default: %(default)s")
     add("--jobs", type=int, default=0, metavar="N", help="trainings at a time; default: one on each core")
     add("--cluster", metavar="ADDRESS", help="a Dask scheduler whose workers train: tcp://scheduler:8786")
-    add("--data-dir", type=pathlib.Path, metavar="FOLDER", help="that holds the data files")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of the notebooks, such as DATASET (fashion_mnist, mnist, cifar10), SEED or CANDIDATE",
-    )
-    add(
-        "--only",
-        action="append",
-        default=[],
-        metavar="NN",
-        help="build this section, such as 02, and no other",
-    )
+    folder = {"type": pathlib.Path, "metavar": "FOLDER"}
+    add("--data-dir", **folder, help="that holds the data files")
+    told = "a parameter of the notebooks, such as DATASET (fashion_mnist, mnist, cifar10), SEED or CANDIDATE"
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help=told)
+    add("--only", action="append", default=[], metavar="NN", help="build this section alone, such as 02")
     add("--open", action="store_true", help="open the report when it is built")
-    add("--output", type=pathlib.Path, default=HERE / "build", metavar="FOLDER", help="default: report/build")
-    add(
-        "--notebooks",
-        type=pathlib.Path,
-        default=ROOT / "notebooks",
-        metavar="FOLDER",
-        help="of the sections; default: notebooks",
-    )
+    add("--output", **folder, default=HERE / "build", help="default: report/build")
+    add("--notebooks", **folder, default=ROOT / "notebooks", help="of the sections; default: notebooks")
     options = parser.parse_args(arguments)
     options.output = options.output.resolve()
     if options.only:
@@ -189,7 +160,6 @@ def parse(arguments=None):
 def build(options):
     """Run, put together, write: into a temporary folder first."""
     started, code = time.time(), of_git()
-    check_fonts()
     notebooks = find_notebooks(options)
     parameters = read_parameters(options, notebooks)
     dataset = find_data(options, parameters)
@@ -201,11 +171,8 @@ def build(options):
             before = time.time()
             executed.append(execute(notebook, parameters[notebook], folder / "notebooks" / notebook.name))
             seconds[notebook.stem] = round(time.time() - before, 1)
-        results = collect(executed)
-        provenance = describe(
-            options, parameters, dataset, code, seconds | {"all": round(time.time() - started, 1)}
-        )
-        results = {"provenance": provenance} | results
+        seconds["all"] = round(time.time() - started, 1)
+        results = {"provenance": describe(options, parameters, dataset, code, seconds)} | collect(executed)
         tell("writing")
         document = compose(notebooks, executed, results, folder, elsewhere(options, notebooks))
         write_html(document, folder)
@@ -257,19 +224,12 @@ def workplace(output):
         yield pathlib.Path(folder.name)
 
 
-def check_fonts():
-    """The fonts that the page and the PDF bring along: Typst would take another one in silence."""
-    for name in re.findall(r"url\(([\w.-]+)\)", (HERE / "style.css").read_text()):
-        if not (HERE / name).exists():
-            raise BuildError(f"Expected the font {name} beside build.py. Received: {HERE.name}/ without it")
-
-
 # --- run ------------------------------------------------------------------------------------------------------------
 
 
 def find_notebooks(options):
     """The notebooks of the report, in their order."""
-    found = sorted(options.notebooks.glob("[0-9][0-9]_*.ipynb"))
+    found = sorted(options.notebooks.glob(SECTIONS))
     if not found:
         raise BuildError(f"Expected notebooks NN_*.ipynb in the folder. Received: {options.notebooks}", 2)
     names = [n.name[:2] for n in found]
@@ -289,7 +249,7 @@ def read_parameters(options, notebooks):
             )
         try:
             given[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError):
             given[name] = value
     known = {notebook: papermill.inspect_notebook(str(notebook)) for notebook in notebooks}
     defaults = {"PROFILE": "", "JOBS": 0}
@@ -345,11 +305,11 @@ def execute(notebook, parameters, target):
     """Run one notebook, but for what is there to explore by hand, and make sure that it ran whole."""
     target.parent.mkdir(exist_ok=True)
     source = nbformat.v4.upgrade(nbformat.read(notebook, as_version=4))
-    named = [(f"cell {n}", cell) for n, cell in enumerate(source.cells, 1) if not has_tag(cell, {"explore"})]
+    named = [(f"cell {n}", cell) for n, cell in enumerate(source.cells, 1) if not has_tag(cell, UNASKED_TAGS)]
     named.append(("after its last cell", nbformat.v4.new_code_cell(LAST)))
     source.cells = [cell for _, cell in named]
     nbformat.write(source, target)
-    failure = None
+    failure = "this cell was not run, or left early"
     try:
         papermill.execute_notebook(
             str(target),
@@ -360,9 +320,7 @@ def execute(notebook, parameters, target):
             extra_arguments=["--log-level=40"],
             kernel_manager_class=QuietKernel,
         )
-    except papermill.PapermillExecutionError as error:
-        failure = f"{error.ename}: {error.evalue}"
-    except RuntimeError as error:  # a kernel that died
+    except (papermill.PapermillExecutionError, RuntimeError) as error:  # the latter: a kernel that died
         failure = str(error)
     executed = nbformat.read(target, as_version=4)
     # papermill calls a notebook a success in which a cell left by sys.exit, and never runs the cells after it.
@@ -370,18 +328,14 @@ def execute(notebook, parameters, target):
     for (name, _), cell in zip(named, own_cells, strict=True):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
-        errors = [o for o in cell.outputs if o.output_type == "error"]
+        told = [f"{o.ename}: {o.evalue}" for o in cell.outputs if o.output_type == "error"]
         if any("Exception in thread" in o.text for o in cell.outputs if o.get("name") == "stderr"):
-            raise BuildError(f"{notebook.name}, {name}: an exception in a thread")
-        told = (
-            f"{errors[0].ename}: {errors[0].evalue}"
-            if errors
-            else failure or "this cell was not run, or left early"
-        )
-        if errors or cell.execution_count is None or cell.metadata.get("papermill", {}).get("exception"):
-            raise BuildError(f"{notebook.name}, {name}: {told}")
-    if failure:
-        raise BuildError(f"{notebook.name}: {failure}")
+            told = ["an exception in a thread"]
+        answered = cell.execution_count and "shell.execute_reply" in cell.metadata.get("execution", {})
+        if not answered or cell.metadata.get("papermill", {}).get("exception"):
+            told.append(failure)
+        if told:
+            raise BuildError(f"{notebook.name}, {name}: {told[0]}")
     executed.cells.pop()
     for cell in own_cells:  # warnings and progress were shown, and name this machine's folders
         if "outputs" in cell:
@@ -399,7 +353,7 @@ def has_tag(cell, tags):
 def elsewhere(options, notebooks):
     """The labels of the sections that this build leaves out."""
     labels = set()
-    for path in set(options.notebooks.glob("*.ipynb")) - set(notebooks):
+    for path in set(options.notebooks.glob(SECTIONS)) - set(notebooks):
         text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
         labels |= {f"sec-{path.stem}", *re.findall(r'(?:\\label\{|\{#|")((?:fig|tbl|eq|sec)-[\w-]+)', text)}
     return labels
@@ -432,6 +386,8 @@ def collect(executed):
 
 def describe(options, parameters, dataset, code, seconds):
     """Where the results come from."""
+    needed = importlib.metadata.requires("normlib")
+    packages = [re.match(r"[\w-]+", one)[0] for one in needed if ";" not in one]  # none of an extra
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "profile": options.profile,
@@ -450,7 +406,7 @@ def describe(options, parameters, dataset, code, seconds):
         },
         "threads of a run": 1,
         "versions": {"python": platform.python_version()}
-        | {p: importlib.metadata.version(p) for p in PACKAGES},
+        | {package: importlib.metadata.version(package) for package in packages},
         "seconds": seconds,
     }
 
@@ -464,21 +420,16 @@ def of_git():
 
 
 def _git(*arguments):
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        )
-        return answer.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    command = ["git", "-C", ROOT, *arguments]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
+    return ""
 
 
 def _processor():
-    try:
-        models = re.findall(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-        return models[0] if models else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        return re.findall(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[0]
+    return platform.processor() or platform.machine()
 
 
 # --- put together ---------------------------------------------------------------------------------------------------
@@ -493,9 +444,8 @@ def compose(notebooks, executed, results, folder, left_out):
     parts.insert(0, front_matter(results, "\n".join(parts)))
     parts.append(provenance_section(results["provenance"]))
     parts.append("::: {#appendix}\n:::\n\n# References {-}\n\n::: {#refs}\n:::\n")
-    document = pf.convert_text(
-        "\n\n".join(parts), extra_args=["--columns=9999"], standalone=True, pandoc_path=PANDOC
-    )
+    read = _pandoc("\n\n".join(parts), "--to=json", "--standalone", "--columns=9999")
+    document = pf.load(io.StringIO(read))
     number(document, left_out)
     document.walk(keep_together)
     made = results["provenance"]
@@ -536,8 +486,7 @@ def front_matter(results, body):
             "These runs are **a few steps long**: they show that everything works, and are evidence of nothing."
         )
     banner = "::: {.banner}\n" + " ".join(banners) + "\n:::\n\n" if banners else ""
-    head, marker, rest = text.partition("<!-- banner -->")
-    return head + banner + rest if marker else banner + text
+    return text.replace("<!-- banner -->", banner)
 
 
 def beginning(text):
@@ -597,7 +546,7 @@ def cells(path, notebook, media):
     heading = rf"# \1 {{#sec-{path.stem}}}\n\n" + _lead(notebook).replace("\\", r"\\")
     code = []  # of cells that show nothing: it goes before what the next one shows
     for cell in notebook.cells:
-        if has_tag(cell, HIDDEN_TAGS):
+        if has_tag(cell, HIDDEN_TAGS) or cell.cell_type == "raw":
             continue
         if cell.cell_type == "markdown":
             yield from _step(code)
@@ -605,7 +554,7 @@ def cells(path, notebook, media):
             yield re.sub(r"^# (.*)$", heading, cell.source, flags=re.M)
             continue
         outputs = [shown for output in cell.outputs if (shown := _output(output, media))]
-        only_source = outputs and all("```" in o for o in outputs)
+        only_source = outputs and all(o.startswith("::: {.source") for o in outputs)
         if cell.source.strip() and not only_source:
             code.append(cell.source)
         if outputs:
@@ -637,8 +586,7 @@ def _output(output, media):
     if kind == "figure":
         name = f"{record['label']}.svg"
         (media / name).write_text("".join(output.data["image/svg+xml"]))
-        if "data" in record:
-            (media / f"{record['label']}.csv").write_text(record["data"])
+        (media / f"{record['label']}.csv").write_text(record["data"])
         alt = printed(record["alt"]).replace('"', "'")
         return f'![{record["caption"]}]({media / name}){{#{record["label"]} alt="{alt}"}}'
     if kind == "table":
@@ -787,6 +735,10 @@ def number(document, left_out):
 # --- write ----------------------------------------------------------------------------------------------------------
 
 
+OF_JSON = ["--from=json", "--standalone", "--wrap=none", "--number-sections", "--citeproc"]
+OF_JSON += [f"--bibliography={HERE / 'references.bib'}", "--metadata=link-citations:true"]
+
+
 def write_html(document, folder):
     """One file that asks nothing of any network."""
 
@@ -829,20 +781,9 @@ def write_html(document, folder):
             return _html_table(element)
         return None
 
-    _pandoc(
-        _json(document, adapt),
-        *[
-            "--to=html5",
-            "--mathml",
-            "--embed-resources",
-            "--wrap=none",
-            "--toc",
-            "--toc-depth=2",
-            "--section-divs",
-        ],
-        *[f"--template={HERE / 'template.html'}", f"--css={HERE / 'style.css'}", f"--resource-path={HERE}"],
-        f"--output={folder / 'report.html'}",
-    )
+    form = ["--to=html5", "--mathml", "--embed-resources", "--toc", "--toc-depth=2", "--section-divs"]
+    files = [f"--template={HERE / 'template.html'}", f"--resource-path={HERE}"]
+    _pandoc(_json(document, adapt), *OF_JSON, *form, *files, f"--output={folder / 'report.html'}")
 
 
 PHONE = 380  # points of a figure that a phone shows whole
@@ -895,10 +836,8 @@ def _csv(texts):
             parts = [
                 match.groups() if match else (cell, "", "") for match, cell in zip(found, cells, strict=True)
             ]
-            for name, column in zip(
-                (head, f"{head}, low", f"{head}, high"), zip(*parts, strict=True), strict=True
-            ):
-                columns.append([name, *map(plain, column)])
+            names = (head, f"{head}, low", f"{head}, high")
+            columns += [[name, *map(plain, column)] for name, *column in zip(names, *parts, strict=True)]
         else:
             columns.append([head, *map(plain, cells)])
     text = io.StringIO()
@@ -985,7 +924,7 @@ def write_pdf(document, folder):
                 return shown
             appendix.extend(shown)
             rows = pf.Link(pf.Str("Its rows"), url=f"#{element.identifier}")
-            told = [*copy.deepcopy(element.caption.content[0]).content, pf.Space(), rows]
+            told = [*element.caption.content[0].content, pf.Space(), rows]
             return pf.Para(*told, pf.Str(" are in the appendix."))
         if isinstance(element, pf.Image):
             alt = json.dumps(element.attributes.get("alt") or pf.stringify(element), ensure_ascii=False)
@@ -1003,9 +942,8 @@ def write_pdf(document, folder):
         return None
 
     source = folder / "report.typ"
-    source.write_text(
-        _pandoc(_json(document, adapt), "--to=typst", "--wrap=none", f"--template={HERE / 'template.typ'}")
-    )
+    form = ["--to=typst", f"--template={HERE / 'template.typ'}"]
+    source.write_text(_pandoc(_json(document, adapt), *OF_JSON, *form))
     typeset = {"root": str(folder), "font_paths": [HERE], "ignore_system_fonts": True}
     try:
         typeset["sys_inputs"] = _places(source, typeset)
@@ -1108,35 +1046,27 @@ def _typst_formulas(document):
     document.walk(lambda element, doc: found.append(element) if isinstance(element, pf.Math) else None)
     keys = list(dict.fromkeys((formula.text, formula.format) for formula in found))
     blocks = [pf.Para(pf.Math(text, format=kind)) for text, kind in keys]
-    converted = _pandoc(
-        _json(pf.Doc(*blocks, api_version=document.api_version)), "--to=typst", "--wrap=none", bare=True
-    )
+    text = _json(pf.Doc(*blocks, api_version=document.api_version))
+    converted = _pandoc(text, "--from=json", "--to=typst", "--wrap=none")
     converted = re.sub(r"\\\| (.+?) \\\|", r"lr(|\1|)", converted)  # a bar alone would keep its distance
     return dict(zip(keys, re.split(r"\n\n+", converted.strip()), strict=True)) if keys else {}
 
 
 def _json(document, adapt=None):
-    """pandoc's JSON of a copy of the document, adapted to one output."""
-    adapted = pf.load(_stream(document))
-    if adapt:
-        adapted = adapted.walk(adapt)
-    return _stream(adapted).getvalue()
-
-
-def _stream(document):
+    """pandoc's JSON of a document, or of a copy of it that is adapted to one output."""
     stream = io.StringIO()
     pf.dump(document, stream)
+    if not adapt:
+        return stream.getvalue()
     stream.seek(0)
-    return stream
+    return _json(pf.load(stream).walk(adapt))
 
 
-def _pandoc(text, *arguments, bare=False):
-    """pandoc on its JSON; its warnings are errors."""
-    common = ["--standalone", "--number-sections", "--citeproc", f"--bibliography={HERE / 'references.bib'}"]
-    common += ["--metadata=link-citations:true"]
-    command = [PANDOC, "--from=json", *([] if bare else common), *arguments]
+def _pandoc(text, *arguments):
+    """pandoc; its warnings are errors."""
+    command = [PANDOC, "--fail-if-warnings", *arguments]
     answer = subprocess.run(command, input=text, capture_output=True, text=True)
-    if answer.returncode or "WARNING" in answer.stderr:
+    if answer.returncode:
         raise BuildError(f"pandoc: {answer.stderr.strip()}")
     return answer.stdout
 

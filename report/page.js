@@ -100,8 +100,7 @@ function show(link) {
   const parts = target.matches("section") ? [...target.children].slice(0, 2) : [target];
   preview.replaceChildren(...parts.map((part) => part.cloneNode(true)));
   all("a.data, summary, .equation-number, tbody tr:nth-child(n+7)", preview).forEach((part) => part.remove());
-  all("button", preview).forEach((button) => button.replaceWith(...button.childNodes));
-  all("details", preview).forEach((details) => details.replaceWith(...details.childNodes));
+  all("button, details", preview).forEach((box) => box.replaceWith(...box.childNodes));
   all("*", preview).forEach((part) => ["id", "href", "tabindex", "role"].forEach((name) => part.removeAttribute(name)));
   preview.hidden = false;
   link.setAttribute("aria-describedby", "preview");

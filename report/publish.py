@@ -37,7 +37,7 @@ def main():
 
 def refuse_unfit(about):
     """Only a whole report of committed code that may claim something, about the data of which the README speaks."""
-    sections = {path.stem for path in (HERE.parent / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    sections = {path.stem for path in (HERE.parent / "notebooks").glob(build.SECTIONS)}
     others = {name for given in about["parameters"].values() for name in given} - {"PROFILE", "JOBS"}
     if (
         set(about["parameters"]) != sections

@@ -486,22 +486,13 @@ def test_a_disk_that_is_full_when_a_run_is_kept(tmp_path, capsys, monkeypatch):
     make(tmp_path, WORDS, TRAIN)  # with space again, it goes on
 
 
-def test_a_missing_font_is_named(tmp_path, capsys, monkeypatch):
-    other = tmp_path / "report"
-    other.mkdir()
-    (other / "style.css").write_text((build.HERE / "style.css").read_text())
-    monkeypatch.setattr(build, "HERE", other)
-    assert "Expected the font math.otf" in fails(capsys, 1, tmp_path, TEXT)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_build_that_is_stopped_says_so_shortly_and_leaves_nothing(kind, code, tmp_path):
     folder = notebook(tmp_path / "notebooks", TEXT, "import time; time.sleep(60)")
     arguments = ["--profile", "smoke", "--notebooks", str(folder), "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "report" / "build.py"), *arguments], stderr=subprocess.PIPE, text=True
-    )
+    command = ["env", "--default-signal=HUP", sys.executable, build.__file__, *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out").glob(".building-*/notebooks/*.ipynb")):
         time.sleep(0.1)
     time.sleep(4)  # in the cell
@@ -512,6 +503,18 @@ def test_a_build_that_is_stopped_says_so_shortly_and_leaves_nothing(kind, code, 
     assert "Finished runs are kept: the next build goes on from there." in told
     assert len(told.splitlines()) < 6, told
     assert not list((tmp_path / "out").glob(".building-*"))
+
+
+@pytest.mark.slow
+def test_a_build_under_nohup_outlives_its_terminal(tmp_path):
+    folder, out = notebook(tmp_path / "notebooks", WORDS, "import time; time.sleep(8)"), tmp_path / "out"
+    command = ["nohup", sys.executable, build.__file__, "--profile", "smoke", "--notebooks", folder]
+    process = subprocess.Popen([*command, "--output", out], stderr=subprocess.PIPE, text=True)
+    while not list(out.glob(".building-*/notebooks/*.ipynb")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, told
 
 
 DIVERGE = """
@@ -553,8 +556,8 @@ def test_a_number_that_no_display_carries_is_a_failure(capsys, tmp_path):
 
 
 def test_a_kernel_that_dies_is_a_failure(capsys, tmp_path):
-    told = fails(capsys, 1, tmp_path, TEXT, "import os; os._exit(1)", "print('never')")
-    assert "01_toy.ipynb" in told
+    dies = "import os, time; time.sleep(1); os._exit(1)"
+    assert "01_toy.ipynb, cell 3: Kernel died" in fails(capsys, 1, tmp_path, TEXT, dies, "print('never')")
 
 
 def test_a_reference_to_nothing_is_named(capsys, tmp_path):
@@ -597,7 +600,7 @@ def test_an_unknown_section_is_refused(capsys, tmp_path):
 
 
 def test_damaged_data_have_their_own_exit_code(capsys, tmp_path, monkeypatch):
-    monkeypatch.delenv("NORMLIB_DATA", raising=False)
+    monkeypatch.setenv("NORMLIB_DATA", "")  # which --data-dir sets: no later test finds it
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"half a fi")
     folder, output = notebook(tmp_path / "notebooks", TEXT), tmp_path / "out"
     options = ["--notebooks", folder, "--output", output, "--data-dir", tmp_path]
@@ -709,6 +712,19 @@ def test_what_is_there_to_explore_is_neither_run_nor_shown_nor_counted(capsys, t
     nbformat.write(made, path)
     page = (make(tmp_path) / "report.html").read_text()
     assert "told" in page and "1 / 0" not in page
+
+
+def test_notebooks_that_ran_once_are_built_again_and_raw_cells_are_passed_over(tmp_path):
+    folder = notebook(tmp_path / "notebooks", WORDS, "print('level', LEVEL)")
+    path = folder / "01_toy.ipynb"
+    made = nbformat.read(path, as_version=4)
+    made.cells.append(nbformat.v4.new_raw_cell("raw words"))
+    nbformat.write(made, path)
+    ran = make(tmp_path, arguments=["--set", "LEVEL=0.25"]) / "notebooks"
+    again = tmp_path / "again"
+    build.main(["--profile", "smoke", "--notebooks", str(ran), "--output", str(again)])
+    page = (again / "report.html").read_text()
+    assert "level 0.5" in page and "raw words" not in page
 
 
 # --- some sections alone --------------------------------------------------------------------------------------------
