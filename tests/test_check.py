@@ -124,7 +124,7 @@ class Crashes(keras.layers.BatchNormalization):
 
 
 class OtherSignature(keras.layers.Layer):
-    def __init__(self, channels, **options):
+    def __init__(self, height, channels, **options):
         super().__init__(**options)
 
 

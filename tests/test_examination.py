@@ -144,7 +144,7 @@ class Leaves(keras.layers.BatchNormalization):
 
 
 class OtherSignature(keras.layers.Layer):
-    def __init__(self, channels, **options):
+    def __init__(self, height, channels, **options):
         super().__init__(**options)
 
 
@@ -177,7 +177,11 @@ def test_a_layer_that_crashes_is_reported_and_not_trained(candidate, message):
 @pytest.mark.parametrize(
     ("candidate", "reference", "message"),
     [
-        (f"{__name__}:OtherSignature", BATCH, "missing 1 required positional argument: 'channels'"),
+        (
+            f"{__name__}:OtherSignature",
+            BATCH,
+            "missing 2 required positional arguments: 'height' and 'channels'",
+        ),
         ("normlib:WeightNormalization", BATCH, "two layers, or two wrappers of layers with a kernel"),
         ("math:sqrt", BATCH, "TypeError"),
     ],
