@@ -20,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import publish
+from study import network
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -199,6 +200,11 @@ def test_what_the_readme_does_not_speak_of_is_not_published(unfit):
         about |= unfit
     with pytest.raises(SystemExit, match=r"(?s)Expected a build of all sections.*Received"):
         publish.refuse_unfit(about)
+
+
+def test_the_table_of_methods_has_the_studys_groups():
+    groups = dict(network.METHODS["GN"]["options"])["groups"]
+    assert f"each of {groups} groups" in (ROOT / "notebooks" / "04_comparison.ipynb").read_text()
 
 
 def test_the_version_is_the_same_everywhere():

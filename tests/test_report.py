@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -484,6 +485,13 @@ def test_a_disk_that_is_full_when_a_run_is_kept(tmp_path, capsys, monkeypatch):
         subprocess.run(["umount", str(cache)], check=True)
     assert {f.name: f.read_bytes() for f in good.iterdir() if f.is_file()} == before
     make(tmp_path, WORDS, TRAIN)  # with space again, it goes on
+
+
+def test_a_missing_font_is_named(tmp_path, capsys, monkeypatch):
+    other = tmp_path / "report"
+    shutil.copytree(build.HERE, other, ignore=shutil.ignore_patterns("build", "published", "math.otf"))
+    monkeypatch.setattr(build, "HERE", other)
+    assert "math.otf" in fails(capsys, 1, tmp_path, WORDS)
 
 
 @pytest.mark.slow

@@ -212,7 +212,10 @@ def layer_errors(layers, shape=(100, 28, 28, 30), seed=2612, mean=0.0):
     return pd.DataFrame(table).rename_axis("quantity").reset_index()
 
 
-def second_derivative_error(path, options=(), shape=(16, 6, 6, 8), seed=2612):
+SECOND = (16, 6, 6, 8)  # shape of the input along which second derivatives are tried
+
+
+def second_derivative_error(path, options=(), shape=SECOND, seed=2612):
     """How wrong a layer's second derivatives are: a Hessian-vector product, by automatic differentiation, against
     central differences of the layer's own first derivatives, in float64 and training mode.
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from dataclasses import replace
 
 import keras
@@ -419,21 +420,24 @@ def second_derivatives():
     """Second derivatives of own layers and of TensorFlow's, and what becomes of a gradient penalty.
 
     Returns:
-        DataFrame with a row for each layer: own and TensorFlow's error (`equivalence.second_derivative_error`), and how
-        far apart the two `gradient_penalty` are, relative to the own one.
+        DataFrame with a row for each layer: how many values it averages, own and TensorFlow's error
+        (`equivalence.second_derivative_error`), and how far apart the two `gradient_penalty` are, relative to the own
+        one.
     """
     rows = []
+    batch, height, width, channels = equivalence.SECOND
     layers = (
-        ("BN", "BatchNormalization", ()),
-        ("LN", "LayerNormalization", ()),
-        ("GN", "GroupNormalization", (("groups", 2),)),
+        ("BN", "BatchNormalization", (), channels),
+        ("LN", "LayerNormalization", (), batch * height * width),
+        ("GN", "GroupNormalization", (("groups", 2),), batch * 2),
     )
-    for name, layer, options in running.progress(layers, "second derivatives", unit="layer"):
+    for name, layer, options, sets in running.progress(layers, "second derivatives", unit="layer"):
         paths = {"own": f"normlib:{layer}", "TensorFlow's": f"keras.layers:{layer}"}
         errors = {who: equivalence.second_derivative_error(path, options) for who, path in paths.items()}
         own, theirs = (gradient_penalty(path, options) for path in paths.values())
         apart = np.linalg.norm(theirs - own) / np.linalg.norm(own)
-        rows.append({"layer": name} | errors | {"gradient penalty, apart": apart})
+        averaged = math.prod(equivalence.SECOND) // sets
+        rows.append({"layer": name, "averaged": averaged} | errors | {"gradient penalty, apart": apart})
     return pd.DataFrame(rows)
 
 

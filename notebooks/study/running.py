@@ -121,7 +121,8 @@ def _clear_left(path):
     """Forget that a run was begun where nobody is at it. Returns whether it was."""
     with contextlib.suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
         begun = path.with_suffix(".step").exists()
-        path.with_suffix(".step").unlink(missing_ok=True)
+        for left in (".step", ".lock"):
+            path.with_suffix(left).unlink(missing_ok=True)
         return begun
     return False
 
@@ -490,11 +491,8 @@ def _evict(cache, keep):
             excess -= sizes[path][1]
             path.unlink(missing_ok=True)
     for lock in cache.glob("*.lock"):  # of runs that were evicted, failed or killed
-        with contextlib.suppress(Timeout):
-            if not lock.with_suffix(".run").exists():
-                with FileLock(lock, timeout=0):
-                    lock.with_suffix(".step").unlink(missing_ok=True)
-                    lock.unlink(missing_ok=True)
+        if not lock.with_suffix(".run").exists():
+            _clear_left(lock)
     for folder in cache.glob(".writing-*"):
         with contextlib.suppress(OSError):  # a build of now has just moved it
             if folder.stat().st_mtime < time.time() - ABANDONED:
