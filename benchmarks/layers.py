@@ -39,6 +39,7 @@ ROWS = [
     ("RMS", (100, 28, 28, 30), "RMSNormalization", {}),
     ("RMS", (64, 128, 256), "RMSNormalization", {}),
     ("WN", (5880, 100), None, {}),
+    ("BN, masked", (64, 128, 256), "BatchNormalization", {}),
     ("BN, small", (100, 100), "BatchNormalization", {}),
     ("LN(C), small", (100, 100), "LayerNormalization", {}),
     ("GN4, small", (10, 8, 8, 16), "GroupNormalization", {"groups": 4}),
@@ -47,7 +48,7 @@ ROWS = [
     ("LN(C), blocks", (100, 100), "LayerNormalization", {}),
     ("GN4, blocks", (10, 8, 8, 16), "GroupNormalization", {"groups": 4}),
 ]
-# A small layer's time is its call's. In a network the call counts less: these rows have so many residual blocks.
+# A small layer's time is its call's (`call_ms`). In a network that counts less: such rows have so many residual blocks.
 BLOCKS = 8
 
 
@@ -55,21 +56,21 @@ def contenders(name, shape, layer, arguments):
     """What is timed in a row: name -> a function of (x, dy) that gives the output and all gradients."""
     own = functools.partial(own_layer, name, layer, arguments)
     plain = functools.partial(Plain, name, arguments.get("groups", 0))
-    blocks = BLOCKS if "blocks" in name else 0
-    found = {
-        "own_ms": step(own, shape, blocks),
-        "own_jit_ms": step(own, shape, blocks, jit=True),
-        "autodiff_ms": step(plain, shape, blocks),
-    }
+    how = {"blocks": BLOCKS} if "blocks" in name else {"masked": True} if "masked" in name else {}
+    found = {"own_ms": step(own, shape, **how), "own_jit_ms": step(own, shape, **how, jit=True)}
+    if "masked" not in name:
+        found["autodiff_ms"] = step(plain, shape, **how)
     if layer:
         theirs = functools.partial(getattr(keras.layers, layer), **arguments)
-        found["keras_ms"] = step(theirs, shape, blocks)
-        found["keras_jit_ms"] = step(theirs, shape, blocks, jit=True)
-    if "small" in name:  # called as they are, as in a notebook
+        found["keras_ms"] = step(theirs, shape, **how)
+        found["keras_jit_ms"] = step(theirs, shape, **how, jit=True)
+    if "small" in name:
+        found["call_ms"] = call(own, shape)
+        # called as they are, as in a notebook
         found |= {f"{whose}_eager_ms": found[f"{whose}_ms"].python_function for whose in ("own", "keras")}
     if name.startswith("BN") and len(shape) == 4:
         found["fused_ms"] = step(Fused, shape)
-    if not blocks and (torch_step := torch_contender(name, shape)):
+    if not how and (torch_step := torch_contender(name, shape)):
         found["torch_ms"] = torch_step
     return found
 
@@ -91,12 +92,12 @@ class Weights(keras.layers.Layer):
         return normlib.weight_normalize(v, self.g.value, (0,))
 
 
-def step(make, shape, blocks=0, jit=False):
+def step(make, shape, blocks=0, masked=False, jit=False):
     """Forward and backward in one compiled function: of a layer, or of residual blocks that each end in one."""
     layers = [make() for _ in range(blocks or 1)]
     for layer in layers:
         layer.build(shape)
-    mode = {"training": True} if "BatchNormalization" in type(layer).__name__ else {}
+    options = call_options(layer, shape, masked)
     variables = [v.value for layer in layers for v in layer.trainable_variables]
     kernels = np.random.default_rng(0).normal(size=(blocks, shape[-1], shape[-1])) / np.sqrt(shape[-1])
     kernels = [tf.constant(w, "float32") for w in kernels]
@@ -107,8 +108,32 @@ def step(make, shape, blocks=0, jit=False):
             tape.watch([x, *kernels])
             y = x
             for layer, w in itertools.zip_longest(layers, kernels):
-                y = layer(y if w is None else y + tf.nn.relu(tf.tensordot(y, w, 1)), **mode)
+                y = layer(y if w is None else y + tf.nn.relu(tf.tensordot(y, w, 1)), **options)
         return y, tape.gradient(y, [x, *variables, *kernels], dy)
+
+    return function
+
+
+def call_options(layer, shape, masked):
+    """What a layer's call takes beside its input."""
+    if "BatchNormalization" not in type(layer).__name__:
+        return {}
+    lengths = np.random.default_rng(0).integers(
+        1, shape[1], shape[0]
+    )  # of sequences: half of the positions count
+    return {"training": True} | ({"mask": tf.sequence_mask(lengths, shape[1])} if masked else {})
+
+
+def call(make, shape):
+    """A compiled function that takes and gives what a layer's step does, and computes next to nothing of it."""
+    layer = make()
+    layer.build(shape)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def function(x, dy):
+        for variable in layer.non_trainable_variables:
+            variable.assign(variable.value + 1.0)
+        return x + 1.0, [dy + 1.0, *(v.value + 1.0 for v in layer.trainable_variables)]
 
     return function
 
@@ -202,13 +227,12 @@ def torch_contender(name, shape):
     return function
 
 
-def saved_bytes(layer, shape):
+def saved_bytes(layer, shape, masked):
     """The bytes that the forward pass keeps for the backward pass: what backward operations read of forward ones."""
     with tf.Graph().as_default() as graph:
         x, dy = (tf.compat.v1.placeholder("float32", shape) for _ in range(2))
-        mode = {"training": True} if "BatchNormalization" in type(layer).__name__ else {}
         layer.build(shape)
-        y = layer(x, **mode)
+        y = layer(x, **call_options(layer, shape, masked))
         forward = set(graph.get_operations()) - {dy.op}
         tf.compat.v1.gradients(y, [x, *(v.value for v in layer.trainable_variables)], dy)
         read = {
@@ -281,12 +305,13 @@ def main(arguments=None):
         rows.append(
             {"layer": name, "shape": list(shape)}
             | times
-            | {"floor_ms": float(floor), "saved_bytes": saved_bytes(own, shape)}
+            | {"floor_ms": float(floor), "saved_bytes": saved_bytes(own, shape, "masked" in name)}
         )
     table = pd.DataFrame(rows)
     own = table[["own_ms", "own_jit_ms"]].min(axis=1)
     table["vs keras"] = table["keras_ms"] / table["own_ms"]
     table["vs best keras"] = table[["keras_ms", "keras_jit_ms"]].min(axis=1) / own
+    table["call / own"] = table["call_ms"] / own
     table["eager vs keras"] = table["keras_eager_ms"] / table["own_eager_ms"]
     table["vs autodiff"] = table["autodiff_ms"] / own
     if "torch_ms" in table:
@@ -296,7 +321,7 @@ def main(arguments=None):
         b / (4 * np.prod(s)) for b, s in zip(table["saved_bytes"], table["shape"], strict=True)
     ]
     print(table.drop(columns="saved_bytes").round(2).to_string(index=False))
-    large = ~table["layer"].str.contains("small|blocks")
+    large = ~table["layer"].str.contains("small|blocks|masked")
     means = {
         column: float(np.exp(np.log(table.loc[large, column]).mean()))
         for column in table.columns

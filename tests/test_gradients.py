@@ -178,8 +178,9 @@ def penalty_gradients(function, x, variables, weights):
     return outer.gradient(penalty, watched, unconnected_gradients="zero")
 
 
-def test_a_masked_batch_is_right_to_second_order(rng):
-    shape, mask = (6, 5, 3), rng.random((6, 5)) < 0.6
+@pytest.mark.parametrize("shape", [(6, 5, 3), (64, 128, 5)])  # operation by operation, and compiled
+def test_a_masked_batch_is_right_to_second_order(shape, rng):
+    mask = rng.random(shape[:-1]) < 0.6
     layer = build(normlib.BatchNormalization, {}, shape, "float64", rng)
     x, weights, counts = random(rng, shape), random(rng, shape), tf.constant(mask[..., None], "float64")
 

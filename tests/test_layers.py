@@ -110,32 +110,47 @@ def test_masked_positions_do_not_count(rng):
     assert_close(y, (x - counted.mean(0)) / np.sqrt(counted.var(0) + 1e-3), 1e-5)
 
 
-def test_masked_gradient_equals_autodiff(rng):
-    x, dy = random(rng, (4, 6, 3)), random(rng, (4, 6, 3))
-    mask = tf.constant(rng.random((4, 6)) > 0.3)
-    weights = tf.cast(mask, "float64")[..., None]
-    layer = build(normlib.BatchNormalization, {}, (4, 6, 3), "float64", rng)
+# Operation by operation, and compiled.
+MASKED = [(4, 6, 3), (64, 128, 5)]
 
-    def plain(x):
+
+@pytest.mark.parametrize("shape", MASKED)
+@pytest.mark.parametrize("mode", [{}, {"jit_compile": False}, {"jit_compile": True}], ids=str)
+def test_masked_gradient_equals_autodiff(shape, mode, rng):
+    layer = build(normlib.BatchNormalization, {}, shape, "float64", rng)
+
+    def own(x, mask, weights):
+        return layer(x, training=True, mask=mask)
+
+    def plain(x, mask, weights):
         count = tf.reduce_sum(weights, (0, 1))
         mean = tf.reduce_sum(weights * x, (0, 1)) / count
         variance = tf.reduce_sum(weights * (x - mean) ** 2, (0, 1)) / count
         return layer.gamma.value * (x - mean) / tf.sqrt(variance + layer.epsilon) + layer.beta.value
 
-    results = []
-    for function in (lambda x: layer(x, training=True, mask=mask), plain):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = function(x)
-        results.append([y, tape.gradient(y, x, dy)])
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b, 1e-12)
+    def results(function):
+        def step(x, dy, *given):
+            with tf.GradientTape() as tape:
+                watched = [x, layer.gamma.value, layer.beta.value]
+                tape.watch(watched)
+                y = function(x, *given)
+            return y, *tape.gradient(y, watched, dy)
+
+        return tf.function(step, **mode) if mode else step
+
+    both = results(own), results(plain)
+    for _ in range(2):  # what was compiled with one mask is given the next
+        x, dy, mask = random(rng, shape), random(rng, shape), tf.constant(rng.random(shape[:-1]) > 0.3)
+        found = (function(x, dy, mask, tf.cast(mask, x.dtype)[..., None]) for function in both)
+        for a, b in zip(*found, strict=True):
+            assert_close(a, b, 1e-12)
 
 
+@pytest.mark.parametrize("shape", MASKED)
 @pytest.mark.parametrize("value", [np.nan, np.inf, np.finfo("float32").min])
-def test_what_a_masked_position_holds_is_as_good_as_0(value, rng):
-    x, weights, direction = (rng.normal(size=(4, 6, 3)).astype("float32") for _ in range(3))
-    mask = rng.random((4, 6)) < 0.6
+def test_what_a_masked_position_holds_is_as_good_as_0(value, shape, rng):
+    x, weights, direction = (rng.normal(size=shape).astype("float32") for _ in range(3))
+    mask = rng.random(shape[:-1]) < 0.6
     mask[0, 5] = False
 
     def derivatives(value):

@@ -24,7 +24,7 @@ FAULTS = {
         "along_one if plan.center else 0.0 * x_hat",
         "gradients",
     ),
-    "gamma is missing in dx": ("(gamma * dy - inexpressible)", "(dy - inexpressible)", "gradients"),
+    "gamma is missing in dx": ("(gamma * dy - _only(", "(dy - _only(", "gradients"),
     "a gamma that can wait never comes": ("scale, gamma = inv_std * gamma, 1.0", "gamma = 1.0", "gradients"),
     "epsilon is outside the root": (
         "deviation * tf.math.rsqrt(variance + plan.epsilon), parameters",
@@ -75,7 +75,7 @@ FAULTS = {
         "gradients -k zero",
     ),
     "offsets are not taken out first": (
-        "_near_the_mean(plan, x) if plan.compilable else _mean(plan, x, count)",
+        "_near_the_mean(plan, x) if plan.counts_all else _mean(plan, x, count)",
         "0.0 * _mean(plan, x, count)",
         "layers -k offset",
     ),
@@ -105,8 +105,13 @@ FAULTS = {
         "layers -k mask",
     ),
     "a masked NaN is computed with": (
-        "mask | tf.math.is_finite(tf.square(_widen(x)))",
-        "mask | True",
+        "plan.mask | tf.math.is_finite(tf.square(_widen(x)))",
+        "plan.mask | True",
+        "layers -k mask",
+    ),
+    "what was compiled keeps its first mask": (
+        "def plain(mask, *tensors):",
+        "def plain(_, *tensors, mask=mask):",
         "layers -k mask",
     ),
     "a layer that is not trainable trains": (
