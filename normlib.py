@@ -196,21 +196,54 @@ def _standardize(plan, x, *parameters):
     return tf.cast(y, x.dtype), origin, residue, variance, count
 
 
-def _standardize_by(plan, x, mean, variance, *parameters):
-    """The kernel of inference: y, from statistics that are given."""
-    x_hat = (_widen(x) - mean) * tf.math.rsqrt(variance + plan.epsilon)
-    return tf.cast(_scale_and_shift(plan, x_hat, parameters), x.dtype)
+def _standardized_by(plan, *tensors):
+    """The map of inference, by statistics that are given: its kernel, and how it is differentiated."""
+
+    @tf.custom_gradient
+    def forward(*tensors):
+        tensors = _of_this_graph(*tensors)
+
+        def gradients(dy):
+            if tf.executing_eagerly():  # then all are asked for
+                return _run(plan, _standardize_by_gradients, dy, *tensors)
+            return _standardize_by_gradients(plan, dy, *tensors)
+
+        return _run(plan, _standardize_by, *tensors), gradients
+
+    return forward(*tensors)
 
 
-def _standardize_by_gradients(plan, dy, x, mean, variance, *parameters):
-    """Its gradients, operation by operation: a graph then leaves out those that nobody asks for."""
-    dy, inv_std = _widen(dy), tf.math.rsqrt(variance + plan.epsilon)
-    scale = inv_std * parameters[0] if plan.scale else inv_std
-    sum_dy = _sum(plan, dy, plan.axes)
-    sum_dy_x_hat = _sum(plan, dy * (_widen(x) - mean), plan.axes) * inv_std
-    dgamma, dbeta = [sum_dy_x_hat] * plan.scale, [sum_dy] * plan.shift  # of what there is
+def _standardize_by(plan, x, *parameters):
+    """The kernel of inference: y. What is one number a channel is multiplied first."""
+    mean, scale, _, *shift = _by_channel(plan, x, parameters)
+    y = (_widen(x) - mean) * scale
+    return tf.cast(y + shift[0] if shift else y, x.dtype)
+
+
+def _standardize_by_gradients(plan, dy, x, *parameters):
+    """Its gradients, in two parts: a graph leaves out the one that nobody asks for."""
+    dy, (_, scale, inv_std, *_) = _widen(dy), _by_channel(plan, x, parameters)
+    sum_dy, sum_dy_x_hat = _run(plan, _sums_by, dy, x, *parameters)
     dmean, dvariance = -scale * sum_dy, -0.5 * scale * inv_std * sum_dy_x_hat
-    return tf.cast(dy * scale, x.dtype), dmean, dvariance, *dgamma, *dbeta
+    sums = dmean, dvariance, *[sum_dy_x_hat] * plan.scale, *[sum_dy] * plan.shift  # of what there is
+    others = (tf.cast(_reshape(t, p.shape), p.dtype) for t, p in zip(sums, parameters, strict=True))
+    return tf.cast(dy * scale, x.dtype), *others
+
+
+def _sums_by(plan, dy, x, *parameters):
+    """The sums of dy and of dy * x_hat."""
+    mean, _, inv_std, *_ = _by_channel(plan, x, parameters)
+    return _sum(plan, dy, plan.axes), _sum(plan, dy * (_widen(x) - mean), plan.axes, computed=True) * inv_std
+
+
+def _by_channel(plan, x, parameters):
+    """Mean, gamma * inv_std, inv_std and, if there is one, beta, in line with x's channels: the last are so already."""
+    if x.shape.rank - 1 in plan.axes:
+        shape = [1 if axis in plan.axes else size for axis, size in enumerate(x.shape)]
+        parameters = [_reshape(p, shape) for p in parameters]
+    mean, variance, *others = (tf.cast(p, _wide(x.dtype)) for p in parameters)
+    inv_std = tf.math.rsqrt(variance + plan.epsilon)
+    return mean, inv_std * others.pop(0) if plan.scale else inv_std, inv_std, *others
 
 
 def _scale_and_shift(plan, x_hat, parameters):
@@ -792,19 +825,12 @@ class BatchNormalization(_Normalization):
         return y
 
     def _infer(self, x):
-        rank, given = x.shape.rank, (self.moving_mean, self.moving_variance, self.gamma, self.beta)
-        wide = [tf.cast(self._broadcast(p, rank), _wide(x.dtype)) for p in given if p is not None]
-        axes, scale, shift = self._reduction_axes(rank), self.gamma is not None, self.beta is not None
-        plan = _Plan(axes, self.epsilon, scale=scale, shift=shift)
-
-        @tf.custom_gradient
-        def forward(*tensors):
-            tensors = _of_this_graph(*tensors)
-            gradients = functools.partial(_standardize_by_gradients, plan)
-            return _run(plan, _standardize_by, *tensors), lambda dy: gradients(dy, *tensors)
-
-        small = _is_small(x)  # then the call of a kernel, and of a gradient, costs more than it saves
-        y = _standardize_by(plan, x, *wide) if small else forward(x, *wide)
+        given = (self.moving_mean, self.moving_variance, self.gamma, self.beta)
+        parameters = [tf.convert_to_tensor(p) for p in given if p is not None]
+        axes, scale, shift = self._reduction_axes(x.shape.rank), self.gamma is not None, self.beta is not None
+        # Of a small input, the calls of a kernel and of a gradient cost more than they save.
+        standardize_by = _standardize_by if _is_small(x) else _standardized_by
+        y = standardize_by(_Plan(axes, self.epsilon, scale=scale, shift=shift), x, *parameters)
         return tf.cast(y, self.compute_dtype)
 
     def _average(self, statistics):
