@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from study import findings, laws, mechanisms, present, statistics
+from study import findings, laws, network, present, statistics
 from study.findings import (
     beside,
     collapsed,
@@ -216,7 +216,7 @@ def literature(
     short = {m: _as_long(curves[m], arms["noisy BN"]) for m in ("none", "BN", "LN")}
 
     def losses(method):
-        cuts = [_means(short[method], arms[f"{method}, {part} detached"]) for part in mechanisms.PARTS]
+        cuts = [_means(short[method], arms[f"{method}, {part} detached"]) for part in network.PARTS]
         return ", ".join(signed(-100 * cut.mean) for cut in cuts), cuts[-1]
 
     of_ln, lost = losses("LN")

@@ -20,11 +20,6 @@ from study import network, present, running, training
 # --- one call ----------------------------------------------------------------------------------------------------
 
 
-def is_wrapper(kind):
-    """Whether a class wraps a layer with a kernel, such as weight normalization."""
-    return issubclass(kind, network.framework(kind).layers.Wrapper)
-
-
 def make(layer, shape, dtype):
     """A layer by itself, built for inputs of a shape; a wrapper around a small convolution."""
     kind = network.resolve(layer["norm"])
@@ -34,7 +29,7 @@ def make(layer, shape, dtype):
 
 
 def _made(kind, of_kind, arguments, shape, dtype):
-    if not is_wrapper(kind):
+    if not network.is_wrapper(kind):
         made = network.make(kind, arguments, shape[-1])
         try:  # layers inside are built by a call; it has no numbers
             made(of_kind.Input(shape[1:], batch_size=shape[0], dtype=dtype))

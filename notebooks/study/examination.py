@@ -217,7 +217,7 @@ def _given(path, pairs):
 
 
 def _wraps(layer):
-    return equivalence.is_wrapper(network.resolve(layer["norm"]))
+    return network.is_wrapper(network.resolve(layer["norm"]))
 
 
 def _comparable(ours, theirs):
@@ -281,7 +281,7 @@ def _saved_and_loaded(layer):
     """The largest difference of outputs between a model and the same model saved and loaded."""
     kind = network.resolve(layer["norm"])
     of_kind = network.framework(kind)
-    wrapped = [of_kind.layers.Conv2D(4, 3)] if equivalence.is_wrapper(kind) else []
+    wrapped = [of_kind.layers.Conv2D(4, 3)] if network.is_wrapper(kind) else []
     made = network.make(kind, dict(layer["options"]), SHAPE[-1], *wrapped)
     model = of_kind.Sequential([of_kind.Input(SHAPE[1:]), made])
     rng = np.random.default_rng(0)

@@ -506,9 +506,8 @@ def penalized_training(base, steps=200, rate=0.05, width=32, weight=10.0, every=
 
 # --- arms: one thing of a normalization changed ---------------------------------------------------------------------
 
-PARTS = ("mean", "variance", "statistics")
 ARMS = (
-    *(f"{method}, {part} detached" for method in ("BN", "LN") for part in PARTS),
+    *(f"{method}, {part} detached" for method in ("BN", "LN") for part in network.PARTS),
     "noisy BN",
     "ghost BN",
     "BN, after ReLU",

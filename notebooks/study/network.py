@@ -63,13 +63,14 @@ REFERENCES = {
 }
 
 # No gradient through the mean, the variance or both (Xu et al. 2019).
+PARTS = ("mean", "variance", "statistics")
 METHODS |= {
     f"{method}, {part} detached": {
         "norm": f"study.faulty:Faulty{METHODS[method]['norm'].partition(':')[2]}",
         "options": (*METHODS[method]["options"], ("fault", f"detached {part}")),
     }
     for method in ("BN", "LN")
-    for part in ("mean", "variance", "statistics")
+    for part in PARTS
 }
 
 
@@ -91,6 +92,11 @@ def resolve(path):
         raise ValueError(f"Expected an import path 'module:Class' ({error}). Received: {path!r}") from error
 
 
+def is_wrapper(kind):
+    """Whether a class wraps a layer with a kernel, such as weight normalization."""
+    return issubclass(kind, framework(kind).layers.Wrapper)
+
+
 def make(kind, arguments, features, *wrapped):
     """Make a layer, also of a class that takes less than Keras's do.
 
@@ -100,17 +106,17 @@ def make(kind, arguments, features, *wrapped):
             default policy gives the dtype, and the layer is renamed.
         features: size of its inputs' last axis. An argument that has no default, and is the only such one, is taken for
             it.
-        wrapped: the layer that a wrapper is given.
+        wrapped: the layer that a wrapper is given; it needs no size then.
     """
     _, *parameters = inspect.signature(kind.__init__).parameters.values()
     taken = {p.name for p in parameters}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         taken |= {"dtype", "name"}
     left_out = {name: arguments[name] for name in {"dtype", "name"} - taken if name in arguments}
-    named = [p for p in parameters[len(wrapped) :] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and not wrapped]
     sizes = {p.name: features for p in named if p.default is p.empty and p.name not in arguments}
     given = {name: value for name, value in arguments.items() if name not in left_out}
-    layer = kind(*wrapped, **given, **(sizes if len(sizes) == 1 and not wrapped else {}))
+    layer = kind(*wrapped, **given, **(sizes if len(sizes) == 1 else {}))
     if "name" in left_out:
         layer.name = left_out["name"]
     return layer
@@ -144,7 +150,7 @@ def build(
     norm_class = resolve(norm) if norm else None
     keras_of_it = framework(norm_class)
     layers = keras_of_it.layers
-    wraps = norm_class is not None and issubclass(norm_class, layers.Wrapper)
+    wraps = norm_class is not None and is_wrapper(norm_class)
     if wraps and set(where) - {"conv", "hidden"}:
         raise ValueError(
             f"Expected a wrapper where there is a kernel, 'conv' or 'hidden'. Received: where={where!r}"
