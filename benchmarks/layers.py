@@ -1,4 +1,4 @@
-"""Time the layers, forward and backward in training mode, against Keras's and others in one interleaved run.
+"""Time the layers, forward and backward, against Keras's and others in one interleaved run.
 
     python benchmarks/layers.py [--json FILE] [--rounds N] [--threads N]
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import normlib
 
-# name, shape, the layer's name here and in Keras (None: weight normalization, of a kernel of this shape), arguments
+# Name and case, shape, the layer here and in Keras (None: weight normalization, of a kernel of this shape), arguments.
 ROWS = [
     ("BN", (100, 28, 28, 30), "BatchNormalization", {}),
     ("BN", (64, 32, 32, 64), "BatchNormalization", {}),
@@ -40,6 +40,7 @@ ROWS = [
     ("RMS", (64, 128, 256), "RMSNormalization", {}),
     ("WN", (5880, 100), None, {}),
     ("BN, masked", (64, 128, 256), "BatchNormalization", {}),
+    ("BN, inference", (100, 28, 28, 30), "BatchNormalization", {}),
     ("BN, small", (100, 100), "BatchNormalization", {}),
     ("LN(C), small", (100, 100), "LayerNormalization", {}),
     ("GN4, small", (10, 8, 8, 16), "GroupNormalization", {"groups": 4}),
@@ -56,21 +57,21 @@ def contenders(name, shape, layer, arguments):
     """What is timed in a row: name -> a function of (x, dy) that gives the output and all gradients."""
     own = functools.partial(own_layer, name, layer, arguments)
     plain = functools.partial(Plain, name, arguments.get("groups", 0))
-    how = {"blocks": BLOCKS} if "blocks" in name else {"masked": True} if "masked" in name else {}
-    found = {"own_ms": step(own, shape, **how), "own_jit_ms": step(own, shape, **how, jit=True)}
-    if "masked" not in name:
-        found["autodiff_ms"] = step(plain, shape, **how)
+    case = name.partition(", ")[2]
+    found = {"own_ms": step(own, case, shape), "own_jit_ms": step(own, case, shape, jit=True)}
+    if case not in ("masked", "inference"):
+        found["autodiff_ms"] = step(plain, case, shape)
     if layer:
         theirs = functools.partial(getattr(keras.layers, layer), **arguments)
-        found["keras_ms"] = step(theirs, shape, **how)
-        found["keras_jit_ms"] = step(theirs, shape, **how, jit=True)
-    if "small" in name:
+        found["keras_ms"] = step(theirs, case, shape)
+        found["keras_jit_ms"] = step(theirs, case, shape, jit=True)
+    if case == "small":
         found["call_ms"] = call(own, shape)
         # called as they are, as in a notebook
         found |= {f"{whose}_eager_ms": found[f"{whose}_ms"].python_function for whose in ("own", "keras")}
-    if name.startswith("BN") and len(shape) == 4:
-        found["fused_ms"] = step(Fused, shape)
-    if not how and (torch_step := torch_contender(name, shape)):
+    if name == "BN" and len(shape) == 4:
+        found["fused_ms"] = step(Fused, case, shape)
+    if case in ("", "small") and (torch_step := torch_contender(name, shape)):
         found["torch_ms"] = torch_step
     return found
 
@@ -92,12 +93,13 @@ class Weights(keras.layers.Layer):
         return normlib.weight_normalize(v, self.g.value, (0,))
 
 
-def step(make, shape, blocks=0, masked=False, jit=False):
+def step(make, case, shape, jit=False):
     """Forward and backward in one compiled function: of a layer, or of residual blocks that each end in one."""
+    blocks = BLOCKS if case == "blocks" else 0
     layers = [make() for _ in range(blocks or 1)]
     for layer in layers:
         layer.build(shape)
-    options = call_options(layer, shape, masked)
+    options = call_options(layer, case, shape)
     variables = [v.value for layer in layers for v in layer.trainable_variables]
     kernels = np.random.default_rng(0).normal(size=(blocks, shape[-1], shape[-1])) / np.sqrt(shape[-1])
     kernels = [tf.constant(w, "float32") for w in kernels]
@@ -114,14 +116,14 @@ def step(make, shape, blocks=0, masked=False, jit=False):
     return function
 
 
-def call_options(layer, shape, masked):
+def call_options(layer, case, shape):
     """What a layer's call takes beside its input."""
     if "BatchNormalization" not in type(layer).__name__:
         return {}
-    lengths = np.random.default_rng(0).integers(
-        1, shape[1], shape[0]
-    )  # of sequences: half of the positions count
-    return {"training": True} | ({"mask": tf.sequence_mask(lengths, shape[1])} if masked else {})
+    # Sequences of any length up to the longest: half of the positions count.
+    lengths = np.random.default_rng(0).integers(1, shape[1], shape[0])
+    mask = {"mask": tf.sequence_mask(lengths, shape[1])} if case == "masked" else {}
+    return {"training": case != "inference"} | mask
 
 
 def call(make, shape):
@@ -227,12 +229,12 @@ def torch_contender(name, shape):
     return function
 
 
-def saved_bytes(layer, shape, masked):
+def saved_bytes(layer, case, shape):
     """The bytes that the forward pass keeps for the backward pass: what backward operations read of forward ones."""
     with tf.Graph().as_default() as graph:
         x, dy = (tf.compat.v1.placeholder("float32", shape) for _ in range(2))
         layer.build(shape)
-        y = layer(x, **call_options(layer, shape, masked))
+        y = layer(x, **call_options(layer, case, shape))
         forward = set(graph.get_operations()) - {dy.op}
         tf.compat.v1.gradients(y, [x, *(v.value for v in layer.trainable_variables)], dy)
         read = {
@@ -305,7 +307,7 @@ def main(arguments=None):
         rows.append(
             {"layer": name, "shape": list(shape)}
             | times
-            | {"floor_ms": float(floor), "saved_bytes": saved_bytes(own, shape, "masked" in name)}
+            | {"floor_ms": float(floor), "saved_bytes": saved_bytes(own, name.partition(", ")[2], shape)}
         )
     table = pd.DataFrame(rows)
     own = table[["own_ms", "own_jit_ms"]].min(axis=1)
@@ -321,7 +323,7 @@ def main(arguments=None):
         b / (4 * np.prod(s)) for b, s in zip(table["saved_bytes"], table["shape"], strict=True)
     ]
     print(table.drop(columns="saved_bytes").round(2).to_string(index=False))
-    large = ~table["layer"].str.contains("small|blocks|masked")
+    large = ~table["layer"].str.contains(", ")
     means = {
         column: float(np.exp(np.log(table.loc[large, column]).mean()))
         for column in table.columns
