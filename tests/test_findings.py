@@ -504,6 +504,7 @@ def test_eight_seeds_that_agree_tell_methods_apart_and_six_do_not(seeds):
     table = findings.hypotheses({method: around(level, seeds) for method, level in LEVELS.items()})
     apart = ["BN trains faster than plain", "LN ends lower than BN", "WN trains faster than plain"]
     assert list(table.verdict) == (apart if seeds == 8 else 3 * [f"not testable with {seeds} seeds"])
+    assert list(table.higher) == [f"{seeds} of {seeds}", f"0 of {seeds}", f"{seeds} of {seeds}"]
     np.testing.assert_allclose(table.p, 2.0 ** (1 - seeds))
     np.testing.assert_allclose(table["p, Holm"], 3 * 2.0 ** (1 - seeds))
     message = findings.hypotheses_message(table, range(seeds))
@@ -524,7 +525,9 @@ def test_eight_seeds_that_disagree_do_not_tell_a_method_apart():
         "LN ends higher than BN, by less than matters",
         "no clear difference",
     ]
-    assert list(findings.hypotheses(curves).verdict) == apart
+    table = findings.hypotheses(curves)
+    assert list(table.verdict) == apart
+    assert list(table.higher) == ["0 of 8", "8 of 8", "4 of 8"]
 
 
 def test_a_hypothesis_names_the_runs_that_collapsed():

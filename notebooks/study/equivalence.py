@@ -314,19 +314,18 @@ NO_FAULT_64 = "neither, in float64"
 DRIFT_STEPS = 15  # that the study of 2019 looked at the drift
 
 
-def fault_drifts(base, candidate, reference, jobs=0, steps=DRIFT_STEPS):
+def fault_drifts(base, candidate, reference, jobs=0):
     """Reproduce the drift of 2019 and remove it: the reference is trained with each combination of its two faults.
 
     Args:
         base: the Run to start from.
         candidate, reference: the two layers.
         jobs: as in `running.run_all`.
-        steps: how many.
 
     Returns:
         dict fault name -> DataFrame of `drift`: both faults first, then each, then neither, then neither in float64.
     """
-    short = replace(base, steps=steps, **TRACED)
+    short = replace(base, steps=DRIFT_STEPS, **TRACED)
     own = replace(short, **candidate)
     # In 2019 the parameters of TensorFlow's layer were updated t times at step t, and the two networks started from
     # different weights.

@@ -657,7 +657,8 @@ def hypotheses(curves):
         curves: dict method -> list of History, the same seeds in the same order.
 
     Returns:
-        DataFrame of what was compared, the difference with its interval, p, p after Holm and the verdict.
+        DataFrame of what was compared, the difference with its interval, in how many seeds the first is higher, p, p
+        after Holm and the verdict.
     """
     rows = []
     target = float(np.mean([h.accuracy[-1] for h in curves["none"]]))
@@ -673,6 +674,7 @@ def hypotheses(curves):
             {
                 "hypothesis": f"{name}: {present.short(a)} against {present.short(b)}, {measure}",
                 "difference, points": points(found),
+                "higher": f"{found.superiority * found.pairs:g} of {found.pairs}",
                 **({"steps to target": f"{_steps(steps[a])} against {_steps(steps[b])}"} if often else {}),
                 "p": found.p,
                 "verdict": _direction(a, b, measure, found),

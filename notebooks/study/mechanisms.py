@@ -391,15 +391,15 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
 # --- second derivatives --------------------------------------------------------------------------------------------
 
 
-def gradient_penalty(layer_path, options=(), seed=2612, size=32, batch=16):
+def gradient_penalty(layer_path, options=()):
     """The weights' gradient of a gradient penalty (|df/dx| - 1)^2 through one normalized layer, in float64.
 
     Reference: Gulrajani et al. 2017 (arXiv:1704.00028), equation 3.
 
     Returns:
-        float array [size, size].
+        float array [32, 32].
     """
-    rng = np.random.default_rng(seed)
+    rng, batch, size = np.random.default_rng(2612), 16, 32
     x, w, u = (
         tf.constant(rng.normal(0, s, shape))
         for s, shape in ((1, (batch, size)), (size**-0.5, (size, size)), (1, (size, 1)))
