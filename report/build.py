@@ -916,8 +916,11 @@ def write_pdf(document, folder):
                 if sum(1 + len("".join(row)) // LINE for row in texts) <= WHOLE
                 else "#place.flush()\n#[#show figure: set block(breakable: true)\n"  # no figure amid
             )
-            size = _table_size(texts)
-            if size < 9:  # too wide at full size: an interval may stand under its number
+            prose = any(len(text) > PROSE and "#math" not in text for row in texts for text in row)
+            if prose:
+                _share_line(element, texts)
+            size = 9 if prose else _table_size(texts)
+            if prose or size < 9:  # too wide at full size: an interval may stand under its number
                 element = element.walk(_may_break)
             shown = _in_typst(f"{whole}#show table: set text({size:.1f}pt)", element)
             if not _is_long(texts):
@@ -956,6 +959,8 @@ def write_pdf(document, folder):
 FULL_WIDTH, FULL_HEIGHT = 16.4 / 2.54 * 72, 600
 WHOLE = 30  # lines of a table that stays on one page; longer ones break
 LINE = 108  # characters of a table in a line, at full size
+PROSE = 90  # characters of a cell that are sentences
+SHORT = 12  # characters of a cell among sentences that is not broken
 CODE = 100  # characters of code in a line
 GAP = 90  # points at the foot of a page that may stay empty
 
@@ -1038,6 +1043,22 @@ def _table_size(texts):
         for column in zip(*texts, strict=True)
     ]
     return 9 * min(1, LINE / sum(max(lengths) + 3 for lengths in words))
+
+
+def _share_line(table, texts):
+    """The columns of a table of sentences share the line by how much text they hold; short ones keep their width."""
+    columns = [[len(text) for text in column] for column in zip(*texts, strict=True)]
+    whole = [max(column) for column in columns]
+    words = [max(len(word) for row in texts for word in row[c].split(" ")) for c in range(len(whole))]
+    least = [n if n <= SHORT else word for n, word in zip(whole, words, strict=True)]
+    widths = {}
+    while shared := [c for c in range(len(columns)) if c not in widths]:
+        left = LINE - 3 * len(columns) - sum(widths.values())
+        each = {c: left * sum(columns[c]) / sum(sum(columns[s]) for s in shared) for c in shared}
+        enough = {c: whole[c] for c in shared if whole[c] <= each[c]}
+        widths |= enough or {c: least[c] for c in shared if least[c] > each[c]} or each
+    total = sum(widths.values()) + 3 * len(widths)
+    table.colspec = [(align, (widths[c] + 3) / total) for c, (align, _) in enumerate(table.colspec)]
 
 
 def _typst_formulas(document):

@@ -296,6 +296,19 @@ def test_many_exact_verdicts_are_folded_in_html_and_in_an_appendix_of_the_pdf(ro
     assert "Appendix" not in html
 
 
+def test_columns_of_sentences_share_the_line_by_their_text_and_short_ones_stay_whole():
+    rows = [["claim", "source", "measured", "verdict"]]
+    rows += [["BN trains faster", "Authors (2015, section 2)", 9 * "a longer sentence ", "not settled"]]
+    texts = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], 4 * ["---"], *rows[1:]])
+    (table,) = pf.convert_text(texts, pandoc_path=build.PANDOC)
+    build._share_line(table, rows)
+    claim, source, measured, verdict = (share * build.LINE for _, share in table.colspec)
+    assert sum(share for _, share in table.colspec) == pytest.approx(1)
+    assert measured > 2 * max(claim, source)
+    assert verdict >= len("not settled")
+    assert min(claim, source) > len("trains")
+
+
 def test_results_hold_numbers_verdicts_and_provenance(toy):
     results = json.loads((toy / "results.json").read_text())
     assert results["numbers"]["toy.level"] == {
