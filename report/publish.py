@@ -7,7 +7,8 @@ import shutil
 
 import nbformat
 
-import build
+from build import SECTIONS
+from compose import beginning, together
 
 HERE = pathlib.Path(__file__).parent
 BUILT, PUBLISHED, README = HERE / "build", HERE / "published", HERE.parent / "README.md"
@@ -37,7 +38,7 @@ def main():
 
 def refuse_unfit(about):
     """Only a whole report of committed code that may claim something, about the data of which the README speaks."""
-    sections = {path.stem for path in (HERE.parent / "notebooks").glob(build.SECTIONS)}
+    sections = {path.stem for path in (HERE.parent / "notebooks").glob(SECTIONS)}
     others = {name for given in about["parameters"].values() for name in given} - {"PROFILE", "JOBS"}
     if (
         set(about["parameters"]) != sections
@@ -69,10 +70,7 @@ def with_findings(readme, results):
     """The README with the beginnings of these results' sentences in their place."""
     about = results["provenance"]
     told = results["sentences"]
-    lines = [
-        f"* **{subject}** {build.together([build.beginning(told[key]) for key in keys])}"
-        for subject, keys in FOUND
-    ]
+    lines = [f"* **{subject}** {together([beginning(told[key]) for key in keys])}" for subject, keys in FOUND]
     lines.append(f"\n(The `{about['profile']}` profile, {about['date'][:10]}.)")
     block = "<!-- found -->\n" + "\n".join(lines) + "\n<!-- /found -->"
     return re.sub("<!-- found -->.*<!-- /found -->", lambda _: block, readme, flags=re.S)

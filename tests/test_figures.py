@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-import build
+import to_pdf
 from study import equivalence, figures, laws, network, present, training, tuning
 
 
@@ -267,8 +267,8 @@ def test_every_figure_is_looked_at():
 def test_a_figure_fits_the_page_unscaled_and_its_words_are_of_8_points_and_inside(name):
     figure = ALL[name]()
     figure.canvas.draw()
-    assert figure.get_figwidth() * 72 <= build.FULL_WIDTH
-    assert figure.get_figheight() * 72 <= build.FULL_HEIGHT
+    assert figure.get_figwidth() * 72 <= to_pdf.FULL_WIDTH
+    assert figure.get_figheight() * 72 <= to_pdf.FULL_HEIGHT
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02
     sizes = {text.get_text(): text.get_size() for text in figure.findobj(Text)}

@@ -25,6 +25,9 @@ import pypdf
 import pytest
 
 import build
+import compose
+import to_html
+import to_pdf
 from study import data, present, profiles
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -250,9 +253,9 @@ def pages_with(tmp_path):
             figure = f"![Caption{part}.]({drawn}){{#fig-{part} alt='a'}}"
             text += f"\n\n## Part{part}\n\nWords. Words.\n\n{figure}\n\n" + 60 * "Words again. "
         text += "\n\n# Two\n\nWords.\n\n| a |\n|---|\n| without a label |\n\n: A table."
-        document = pf.convert_text(text, standalone=True, pandoc_path=build.PANDOC)
-        build.number(document, [])
-        build.write_pdf(document, tmp_path)
+        document = pf.convert_text(text, standalone=True, pandoc_path=compose.PANDOC)
+        compose.number(document, [])
+        to_pdf.write_pdf(document, tmp_path)
         return [page.extract_text() for page in pypdf.PdfReader(tmp_path / "report.pdf").pages]
 
     return pages
@@ -265,7 +268,7 @@ def test_figures_of_the_pdf_follow_their_sentence_and_leave_no_gap(pages_with, m
         (drawn,) = (n for n, page in enumerate(found) if f"Caption{part}" in page)
         assert named <= drawn <= named + 1
     assert all("One" in page for page in found[2:-1])  # the running head
-    monkeypatch.setattr(build, "_places", lambda *_: {})
+    monkeypatch.setattr(to_pdf, "_places", lambda *_: {})
     assert len(found) < len(pages_with(9 * [330]))
 
 
@@ -276,20 +279,20 @@ def test_a_small_figure_of_the_pdf_does_not_overtake_a_large_one(pages_with):
         assert len(captions) == len(heights)
 
 
-@pytest.mark.parametrize("rows", [build.LONG - 1, build.LONG])
+@pytest.mark.parametrize("rows", [compose.LONG - 1, compose.LONG])
 def test_many_exact_verdicts_are_folded_in_html_and_in_an_appendix_of_the_pdf(rows, tmp_path):
     table = "\n".join(f"| row{n} | 1 |" for n in range(rows))
     text = (
         "---\ntitle: T\nlang: en\nauthor: A\n---\n\n# One\n\nSee [](#tbl-a).\n\n| claim | tolerance |\n|---|--:|\n"
         f"{table}\n\n: All hold. {{#tbl-a}}\n\nLast words.\n\n::: {{#appendix}}\n:::\n\n# References {{-}}"
     )
-    document = pf.convert_text(text, standalone=True, pandoc_path=build.PANDOC)
-    build.number(document, [])
-    build.write_html(document, tmp_path)
-    build.write_pdf(document, tmp_path)
+    document = pf.convert_text(text, standalone=True, pandoc_path=compose.PANDOC)
+    compose.number(document, [])
+    to_html.write_html(document, tmp_path)
+    to_pdf.write_pdf(document, tmp_path)
     pdf = "".join(page.extract_text() for page in pypdf.PdfReader(tmp_path / "report.pdf").pages)
     pdf, html = pdf[pdf.index("See Table") :], (tmp_path / "report.html").read_text()
-    long = rows == build.LONG
+    long = rows == compose.LONG
     assert (f"All {rows} rows" in html) == ("in the appendix" in pdf) == long
     assert pdf.count("All hold.") == 1 + long  # where the section tells of it, and at its rows
     assert (pdf.index("Last words.") < pdf.index("row0")) == long
@@ -300,9 +303,9 @@ def test_columns_of_sentences_share_the_line_by_their_text_and_short_ones_stay_w
     rows = [["claim", "source", "measured", "verdict"]]
     rows += [["BN trains faster", "Authors (2015, section 2)", 9 * "a longer sentence ", "not settled"]]
     texts = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], 4 * ["---"], *rows[1:]])
-    (table,) = pf.convert_text(texts, pandoc_path=build.PANDOC)
-    build._share_line(table, rows)
-    claim, source, measured, verdict = (share * build.LINE for _, share in table.colspec)
+    (table,) = pf.convert_text(texts, pandoc_path=compose.PANDOC)
+    to_pdf._share_line(table, rows)
+    claim, source, measured, verdict = (share * to_pdf.LINE for _, share in table.colspec)
     assert sum(share for _, share in table.colspec) == pytest.approx(1)
     assert measured > 2 * max(claim, source)
     assert verdict >= len("not settled")
@@ -339,13 +342,13 @@ def test_a_second_build_is_the_same_to_the_byte_but_for_its_provenance(toy, tmp_
 
 def test_sentences_that_differ_in_one_word_are_said_once():
     same, other = (f"Nothing but rounding separates {m} from it." for m in ("BN", "LN"))
-    assert build.together([same, other, same]) == "Nothing but rounding separates BN, LN and BN from it."
+    assert compose.together([same, other, same]) == "Nothing but rounding separates BN, LN and BN from it."
     assert (
-        build.together([same, "More than rounding separates LN from it."])
+        compose.together([same, "More than rounding separates LN from it."])
         == f"{same} More than rounding separates LN from it."
     )
-    assert build.together([same]) == same
-    assert build.together([same, same]) == same
+    assert compose.together([same]) == same
+    assert compose.together([same, same]) == same
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
@@ -503,7 +506,7 @@ def test_a_disk_that_is_full_when_a_run_is_kept(tmp_path, capsys, monkeypatch):
 def test_a_missing_font_is_named(tmp_path, capsys, monkeypatch):
     other = tmp_path / "report"
     shutil.copytree(build.HERE, other, ignore=shutil.ignore_patterns("build", "published", "math.otf"))
-    monkeypatch.setattr(build, "HERE", other)
+    monkeypatch.setattr(to_pdf, "HERE", other)
     assert "math.otf" in fails(capsys, 1, tmp_path, WORDS)
 
 
@@ -785,7 +788,7 @@ def test_every_section_can_stand_alone(report, tmp_path, section):
     results = build.collect(executed) | {
         "provenance": json.loads((report / "results.json").read_text())["provenance"]
     }
-    assert build.compose([path], executed, results, tmp_path, build.elsewhere(options, [path]))
+    assert compose.compose([path], executed, results, tmp_path, build.elsewhere(options, [path]))
 
 
 # --- the real report, in the smoke profile ---------------------------------------------------------------------------
@@ -836,12 +839,12 @@ def test_every_figure_of_the_report_gives_its_data_and_tells_it(report):
     ],
 )
 def test_a_beginning_ends_outside_brackets(text, first):
-    assert build.beginning(text) == first
+    assert compose.beginning(text) == first
 
 
 def test_captions_are_short_and_say_their_message_first(report):
     executed = [nbformat.read(path, as_version=4) for path in (report / "notebooks").glob("0*.ipynb")]
-    captions = {r["label"]: r["caption"] for r in build.records(executed) if "caption" in r}
+    captions = {r["label"]: r["caption"] for r in compose.records(executed) if "caption" in r}
     assert len(captions) >= 40
     for label, caption in captions.items():
         message, reading = re.fullmatch(r"\*\*(.*?)\*\*(.*)", caption).groups()
