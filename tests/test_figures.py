@@ -252,7 +252,7 @@ ALL = {
     "statistics": lambda: figures.statistics_curves(LEARNED),
     "mechanisms": lambda: figures.mechanism_bars(MECHANISMS),
     "landscape": lambda: figures.landscape_curves(
-        methods("none", "BN", "LN", step=(0, 10), lowest=(1, 1), highest=(2, 9), change=(4, 7))
+        methods("none", "BN", "LN", step=(0, 10), lowest=(1, 1), highest=(2, 9), change=(4, 7), seed=(1, 1))
     ),
     "percentiles": lambda: figures.percentile_curves(UNIT),
 }

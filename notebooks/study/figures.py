@@ -315,12 +315,14 @@ def mechanism_bars(table):
 
 
 def landscape_curves(frame):
-    """How far the loss and the gradient range along each step's direction, a line for each method."""
+    """How far the loss and the gradient range along each step's direction: of each method, each seed and the mean."""
     figure, panels = plt.subplots(1, 2, figsize=(WIDE, 2.9))
-    for method, rows in frame.groupby("method", sort=False):
-        label, look = present.short(method), _look(method, len(rows))
-        panels[0].semilogy(rows.step, rows.highest - rows.lowest, label=label, **look)
-        panels[1].semilogy(rows.step, rows.change, label=label, **look)
+    for method, rows in frame.assign(range=frame.highest - frame.lowest).groupby("method", sort=False):
+        for axes, measure in zip(panels, ("range", "change"), strict=True):
+            seeds = rows.pivot(index="step", columns="seed", values=measure)
+            look = _look(method, len(seeds))
+            axes.semilogy(seeds.index, seeds, label=f"_{present.short(method)}", **look | THIN)
+            axes.semilogy(seeds.index, seeds.mean(axis=1), label=present.short(method), **look)
     panels[0].set_ylabel("range of the loss, nats")
     panels[1].set_ylabel("relative change of the gradient")
     for axes in panels:

@@ -221,7 +221,7 @@ def shares_message(table):
             told.append(f"there is no difference in {present.symbol(quantity)}")
             continue
         if _either_way(whole):
-            told.append(f"the seeds do not agree on the sign of {what}")
+            told.append(f"the sign of {what} is not settled")
             continue
         cause = parts.share.abs().idxmax()
         share = parts.share[cause]
@@ -247,11 +247,11 @@ def shares_message(table):
 CANCELS = 2.0  # of a difference: where a part makes more than this, others take most of it back
 
 
-SPREAD = ["difference", "low", "high"]  # of a part: the mean over the seeds, the lowest and the highest
+SPREAD = ["difference", "low", "high"]  # of a part: the mean over the seeds, and its bounds
 
 
 def _over_seeds(part, digits):
-    """A part of a difference: of several seeds, the lowest and the highest."""
+    """A part of a difference: of several seeds, its bounds."""
     if part.low == part.high:
         return signed(part.difference, digits)
     return f"{signed(part.low, digits)} to {signed(part.high, digits)}"
@@ -263,9 +263,8 @@ def _left(difference):
 
 def shares_shown(table):
     """A table of `original.shares` as it is shown: in per cent, empty for a difference of either sign, or of larger
-    ones that oppose each other, and without what could not be measured; the lowest and the highest of several seeds
-    alone."""
-    table = table[table.difference.notna()].drop(columns=["least", "seeds"])
+    ones that oppose each other, and without what could not be measured; bounds of several seeds alone."""
+    table = table[table.difference.notna()].drop(columns=["leads", "seeds"])
     quantities = table.groupby("quantity")
     last, most = quantities.tail(1).set_index("quantity"), quantities.share.max()
     none = [_either_way(last.loc[quantity]) or most[quantity] > CANCELS for quantity in table.quantity]
@@ -276,11 +275,14 @@ def shares_shown(table):
 
 def over(seeds):
     """How many seeds a row of a table of `original.shares` is of, in words."""
-    return f"mean over {seeds} seeds, lowest and highest" if seeds > 1 else "one seed"
+    if seeds == 1:
+        return "one seed"
+    bounds = "95 % t-interval" if seeds >= original.BOUNDED else "lowest and highest"
+    return f"mean over {seeds} seeds, {bounds}"
 
 
 def _either_way(whole):
-    """Whether a difference of several seeds is above zero with some of them and below with others."""
+    """Whether a difference of several seeds may be above zero or below."""
     return whole.low < 0 < whole.high
 
 
@@ -439,24 +441,23 @@ def reason_message(table, steps):
     )
     if _either_way(whole):
         return (
-            f"{trained}, which layer ends higher depends on the seed (TensorFlow's minus own: "
+            f"{trained}, which layer ends higher is not settled (TensorFlow's minus own: "
             f"{signed(100 * whole.low)} to {signed(100 * whole.high)} points); {alone}."
         )
     if whole.difference > -0.001:
         return f"{trained}, TensorFlow's layer does not end lower than the study's own here."
-    several = f" ({whole.seeds} seeds)" if whole.seeds > 1 else ""
+    low, high = -100 * whole.high, -100 * whole.low
+    several = f" ({whole.seeds} seeds: {low:.2f} to {high:.2f})" if whole.seeds > 1 else ""
     ends = f"{trained}, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower{several}"
     cause = accuracy.idxmin()
+    if not rows.leads[cause]:
+        rival = accuracy.drop(cause).idxmin()
+        parts = [f"{name} {_over_seeds(100 * rows.loc[name, SPREAD], 2)}" for name in (cause, rival)]
+        return f"{ends}, and nothing surely makes most of it: {', '.join(parts)}."
     if cause == original.INTERACTION:
         needed = rows.without.abs().idxmin()
         left = f"without {needed} {signed(100 * rows.without[needed])} points are left"
         return f"{ends} than the study's own, because the differences interact: {left}."
-    # A cause is named only if with every seed it makes more than half, and more than any other with any seed.
-    rival = rows.low.iloc[:-1].drop(cause).idxmin()
-    if rows.least[cause] <= 0.5 or rows.high[cause] >= rows.low[rival]:
-        parts = [f"{name} {_over_seeds(100 * rows.loc[name, SPREAD], 2)}" for name in (cause, rival)]
-        each = " with every seed" if several else ""
-        return f"{ends}, and nothing makes most of it{each}: {', '.join(parts)}."
     return f"{ends} than the study's own, {_share(accuracy[cause] / whole.difference)} of it due to {cause}."
 
 
@@ -1105,16 +1106,25 @@ def statistics_message(frame):
     )
 
 
+def smoothness(frame):
+    """Of `mechanisms.landscape` with several seeds: the medians over a training of the loss's range and of the
+    gradient's change, two DataFrames with a row for each seed and a column for each method; of what diverged, inf."""
+    frame = frame.assign(range=frame.highest - frame.lowest)
+    return [
+        frame.pivot_table(measure, "seed", "method", "median", dropna=False).fillna(np.inf)
+        for measure in ("range", "change")
+    ]
+
+
 def landscape_message(frame):
-    """The caption's first sentence on the loss along the way."""
-    ranges = (
-        (frame.highest - frame.lowest).groupby(frame.method, sort=False).median().fillna(np.inf)
-    )  # diverged
-    for method, value in ranges.items():
-        present.number(f"{_key(method)}.loss_range", value, unit="nats")
-    steadier = [m for m in ranges.index if m != "none" and ranges[m] < SMOOTHER * ranges["none"]]
-    told_of = ", ".join(f"{value:.2f} {present.words(m)}" for m, value in ranges.items())
-    return f"Along a step, the range of the loss in nats is {told_of} (medians of one seed): " + (
+    """The caption's first sentence on the loss along the way: less is what is less with every seed."""
+    ranges = smoothness(frame)[0][frame.method.unique()]
+    for method, values in ranges.items():
+        present.number(f"{_key(method)}.loss_range", values.mean(), [values.min(), values.max()], "nats")
+    steadier = [m for m in ranges if m != "none" and (ranges[m] < SMOOTHER * ranges["none"]).all()]
+    told_of = ", ".join(f"{value:.2f} {present.words(m)}" for m, value in ranges.mean().items())
+    medians = f"medians, mean of {len(ranges)} seeds" if len(ranges) > 1 else "medians of one seed"
+    return f"Along a step, the range of the loss in nats is {told_of} ({medians}): " + (
         f"less {present.words(*steadier)}." if steadier else "no method makes it clearly smaller."
     )
 
@@ -1182,25 +1192,26 @@ def band_message(table):
 
 def second_derivative_verdicts(table):
     """The verdict on each layer's own second derivatives; the table again."""
-    for row in table.itertuples():
-        claim = f"{row.layer}: own second derivatives are right"
-        present.verdict("V1", f"second.{row.layer.lower()}", claim, row.own, 1e-6, row.own <= 1e-6)
+    for row in table.to_dict("records"):
+        claim = f"{row['layer']}: own second derivatives are right"
+        present.verdict(
+            "V1", f"second.{row['layer'].lower()}", claim, row["own, most"], 1e-6, row["own, most"] <= 1e-6
+        )
     return table
 
 
 def second_derivative_message(table):
     """The caption's first sentence on second derivatives."""
-    theirs, ours = table["TensorFlow's"].max(), table["own"].max()
+    theirs, ours = table["TensorFlow's, most"].max(), table["own, most"].max()
     if theirs <= 1e-6:
         return (
             f"TensorFlow's second derivatives are right to {scientific(theirs)}, ours to {scientific(ours)}."
         )
-    wrong = present.listed(
-        [f"{100 * e:.2g} % ({m})" for m, e in zip(table.layer, table["TensorFlow's"], strict=True)]
-    )
+    least, most = (100 * table[f"TensorFlow's, {which}"] for which in ("least", "most"))
+    wrong = [f"{a:.2g} to {b:.2g} % ({m})" for m, a, b in zip(table.layer, least, most, strict=True)]
     return (
-        f"In one example of each, TensorFlow's second derivatives are wrong by {wrong}, ours by at most "
-        f"{scientific(ours)}."
+        f"Over {table.examples.max()} random examples, TensorFlow's second derivatives are wrong by "
+        f"{present.listed(wrong)}, ours by at most {scientific(ours)}."
     )
 
 

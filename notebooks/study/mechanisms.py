@@ -272,15 +272,15 @@ def landscape(
     """The loss and its gradient along each step's direction, further than the step goes, during a training.
 
     Args:
-        base: the Run that gives data, order and initial weights.
+        base: the Run that gives data, seed, order and initial weights.
         methods: names of `network.METHODS`.
         steps, rate: of the training.
         every: steps between looks.
         reaches: how far to look, in units of the step.
 
     Returns:
-        DataFrame with columns method, step, lowest and highest (loss on the step's batch, in nats) and change (the
-        largest change of the gradient, in proportion to its length).
+        DataFrame with columns method, seed, step, lowest and highest (loss on the step's batch, in nats) and change
+        (the largest change of the gradient, in proportion to its length).
 
     Reference: Santurkar et al. 2018 (arXiv:1805.11604), figure 4.
     """
@@ -313,6 +313,7 @@ def landscape(
                 rows.append(
                     {
                         "method": method,
+                        "seed": base.seed,
                         "step": step,
                         "lowest": np.min(losses),  # nan where one is
                         "highest": np.max(losses),
@@ -416,13 +417,17 @@ def gradient_penalty(layer_path, options=()):
     return outer.gradient(penalty, w).numpy()
 
 
-def second_derivatives():
+def second_derivatives(examples=10, seed=2612):
     """Second derivatives of own layers and of TensorFlow's, and what becomes of a gradient penalty.
 
+    Args:
+        examples: how many random inputs, each with its direction.
+        seed: of the first.
+
     Returns:
-        DataFrame with a row for each layer: how many values it averages, own and TensorFlow's error
-        (`equivalence.second_derivative_error`), and how far apart the two `gradient_penalty` are, relative to the own
-        one.
+        DataFrame with a row for each layer: how many values it averages, how many examples were tried, the own layer's
+        largest error (`equivalence.second_derivative_error`), TensorFlow's least and largest, and how far apart the two
+        `gradient_penalty` are, relative to the own one.
     """
     rows = []
     batch, height, width, channels = equivalence.SECOND
@@ -433,11 +438,20 @@ def second_derivatives():
     )
     for name, layer, options, sets in running.progress(layers, "second derivatives", unit="layer"):
         paths = {"own": f"normlib:{layer}", "TensorFlow's": f"keras.layers:{layer}"}
-        errors = {who: equivalence.second_derivative_error(path, options) for who, path in paths.items()}
+        own, theirs = (
+            [equivalence.second_derivative_error(path, options, seed=seed + k) for k in range(examples)]
+            for path in paths.values()
+        )
+        errors = {
+            "own, most": max(own),
+            "TensorFlow's, least": min(theirs),
+            "TensorFlow's, most": max(theirs),
+        }
         own, theirs = (gradient_penalty(path, options) for path in paths.values())
         apart = np.linalg.norm(theirs - own) / np.linalg.norm(own)
         averaged = math.prod(equivalence.SECOND) // sets
-        rows.append({"layer": name, "averaged": averaged} | errors | {"gradient penalty, apart": apart})
+        row = {"layer": name, "averaged": averaged, "examples": examples} | errors
+        rows.append(row | {"gradient penalty, apart": apart})
     return pd.DataFrame(rows)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import tensorflow as tf
 
 import normlib
-from study import data, equivalence, network, present, running, training
+from study import data, equivalence, network, present, running, statistics, training
 
 STEPS = 2750
 RULE = "within one point of accuracy; a drift of the same sign, and within a factor of two"
@@ -99,6 +99,7 @@ ROWS, PLACES = "TensorFlow's layer over rows", "own γ for each place in the bat
 FACTORS = {"BN": (REPEATED, WEIGHTS), "LN": (REPEATED, WEIGHTS, ROWS, PLACES)}
 ACCURACY_FACTORS = (REPEATED, ROWS, PLACES)
 INTERACTION = "their interaction"
+BOUNDED = 3  # seeds: the t-interval of fewer says nothing
 
 
 def on_mnist(base):
@@ -157,33 +158,41 @@ def shares(values, factors, quantity):
 
     Returns:
         DataFrame with columns quantity, mechanism (each factor alone, their interaction, what is left without any, and
-        all together, as in 2019), difference (mean over the seeds), low and high (over the seeds), share (of all
-        together), least (the least share with any seed), seeds (how many) and without (the difference where this one
-        factor is taken out of all).
+        all together, as in 2019), difference (mean over the seeds), low and high (`bounds`), share (of all together),
+        leads (whether it surely makes more than half, and more than any other), seeds (how many) and without (the
+        difference where this one factor is taken out of all).
     """
     values = {c: np.asarray(v, "float64") for c, v in values.items()}
     everything = frozenset(factors)
     left, whole = values[frozenset()], values[everything]
     alone = {factor: values[frozenset([factor])] - left for factor in factors}
-    parts = alone | {
-        INTERACTION: whole - left - sum(alone.values()),
-        "what is left without them": left,
-        "all, as in 2019": whole,
-    }
+    parts = alone | {INTERACTION: whole - left - sum(alone.values()), "what is left without them": left}
+    sign = np.sign(whole.mean())
+
+    def leads(name):
+        others = [whole / 2, *(value for other, value in parts.items() if other != name)]
+        return all(bounds(sign * (parts[name] - other))[0] > 0 for other in others)
+
     return pd.DataFrame(
         {
             "quantity": quantity,
             "mechanism": name,
             "difference": value.mean(),
-            "low": value.min(),
-            "high": value.max(),
+            **dict(zip(("low", "high"), bounds(value), strict=True)),
             "share": value.mean() / whole.mean() if whole.mean() else np.nan,
-            "least": (value / whole).min() if whole.all() else np.nan,
+            "leads": name in parts and leads(name),
             "seeds": len(value),
             "without": values[everything - {name}].mean() if name in factors else np.nan,
         }
-        for name, value in parts.items()
+        for name, value in [*parts.items(), ("all, as in 2019", whole)]
     )
+
+
+def bounds(values):
+    """The 95 % t-interval of a mean over BOUNDED seeds or more; of fewer, the lowest value and the highest."""
+    if len(values) < BOUNDED or not np.isfinite(values).all():
+        return values.min(), values.max()
+    return statistics.mean_interval(values)[1:]
 
 
 def drift_shares(base, method, seeds, jobs=0):
