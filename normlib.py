@@ -528,10 +528,7 @@ def _run(plan, kernel, *tensors):
     """Run a kernel compiled where it is large, operation by operation where it is small or cannot be compiled ahead."""
     mask, *tensors = _of_this_graph(plan.mask, *tensors)
     plan = plan._replace(mask=None)  # a function that is kept is given each call's
-
-    def plain(mask, *tensors):
-        return kernel(plan._replace(mask=mask), *tensors)
-
+    plain = functools.partial(_with_mask, kernel, plan)
     shape, size = tuple(tensors[0].shape), tensors[0].shape.num_elements()
     # With an open batch, each size that a model meets would cost a compilation. Callbacks, such as a debugger's, XLA
     # cannot call.
@@ -540,7 +537,9 @@ def _run(plan, kernel, *tensors):
     large = size >= COMPILE_FROM  # small ones take no place of a larger one's
     parameters = [(tuple(t.shape), t.dtype) for t in tensors[len(tensors) - plan.scale - plan.shift :]]
     functions = _functions[kernel, plan, mask is None, large, len(shape), tensors[0].dtype, *parameters]
-    if shape not in functions:  # one for each, or TensorFlow would warn that it is traced again
+    # One for each, and each a partial of its own: TensorFlow would warn that one is traced again, as it does of several
+    # that have the same code.
+    if shape not in functions:
         if len(functions) >= COMPILED_SHAPES:
             return plain(mask, *tensors)  # each costs a compilation
         made = tf.function(plain, jit_compile=large, autograph=False)
@@ -550,6 +549,10 @@ def _run(plan, kernel, *tensors):
 
 
 _functions = collections.defaultdict(dict)  # by shape
+
+
+def _with_mask(kernel, plan, mask, *tensors):
+    return kernel(plan._replace(mask=mask), *tensors)
 
 
 def _of_this_graph(*tensors):
@@ -937,8 +940,15 @@ class GroupNormalization(_Normalization):
     def call(self, inputs):
         x = _floating(inputs)
         [channel] = self._features(x.shape.rank)
-        each = self.groups in (-1, x.shape[channel])  # a group of one channel is pooled already
-        return self._standardize(x, groups=None if each else (channel, self.groups))[0]
+        if self.groups in (-1, x.shape[channel]):  # a group of one channel is pooled already
+            return self._standardize(x)[0]
+        if x.shape.rank > 2:
+            return self._standardize(x, groups=(channel, self.groups))[0]
+        # Without positions, a group lies together: it is a row.
+        rows, given = [-1, self.groups, x.shape[channel] // self.groups], (self.gamma, self.beta)
+        gamma, beta = (None if p is None else _reshape(tf.convert_to_tensor(p), rows) for p in given)
+        y, *_ = standardize(_reshape(x, rows), (2,), self.epsilon, gamma=gamma, beta=beta)
+        return tf.cast(_reshape(y, [-1, x.shape[channel]]), self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("normlib")

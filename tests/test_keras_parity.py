@@ -21,6 +21,8 @@ PAIRS = [
     ("GroupNormalization", {"groups": 2}, (2, 4, 5, 6)),
     ("GroupNormalization", {"groups": 3, "axis": 1}, (2, 6, 5, 4)),
     ("GroupNormalization", {"groups": -1, "scale": False}, (8, 26, 26, 6)),
+    ("GroupNormalization", {"groups": 4}, (8, 12)),
+    ("GroupNormalization", {"groups": 8, "center": False}, (256, 256)),
     ("RMSNormalization", {}, (4, 3)),
     ("RMSNormalization", {"epsilon": 1e-3}, (8, 26, 26, 6)),
 ]

@@ -110,8 +110,8 @@ FAULTS = {
         "layers -k mask",
     ),
     "what was compiled keeps its first mask": (
-        "def plain(mask, *tensors):",
-        "def plain(_, *tensors, mask=mask):",
+        "plain = functools.partial(_with_mask, kernel, plan)",
+        "plain = lambda _, *tensors, mask=mask: _with_mask(kernel, plan, mask, *tensors)",
         "layers -k mask",
     ),
     "a layer that is not trainable trains": (
