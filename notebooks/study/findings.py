@@ -433,16 +433,12 @@ def reason_message(table, steps):
     whole, accuracy = rows.iloc[-1], rows.difference.iloc[:-1]
     effects = rows.difference[rows.without.notna()]  # of what could be mended
     most = effects.abs().idxmax()
-    alone = f"{most} alone accounts for {signed(100 * effects[most])} points"
-    trained = (
-        "As trained in 2019"
-        if steps == original.STEPS
-        else f"In {steps:,} of 2019's {original.STEPS:,} steps"
-    )
+    trained = "As trained in 2019" if steps == original.STEPS else f"In {steps:,} of {original.STEPS:,} steps"
     if _either_way(whole):
         return (
             f"{trained}, which layer ends higher is not settled (TensorFlow's minus own: "
-            f"{signed(100 * whole.low)} to {signed(100 * whole.high)} points); {alone}."
+            f"{signed(100 * whole.low)} to {signed(100 * whole.high)} points); {most} alone "
+            f"accounts for {signed(100 * effects[most])} points."
         )
     if whole.difference > -0.001:
         return f"{trained}, TensorFlow's layer does not end lower than the study's own here."
@@ -450,13 +446,13 @@ def reason_message(table, steps):
     several = f" ({whole.seeds} seeds: {low:.2f} to {high:.2f})" if whole.seeds > 1 else ""
     ends = f"{trained}, TensorFlow's layer ends {-100 * whole.difference:.2f} points lower{several}"
     cause = accuracy.idxmin()
+    alone = cause in effects.index
+    needed = cause if alone else rows.without.abs().idxmin()
+    left = f"without {'it' if alone else needed} {signed(100 * rows.without[needed])} is left"
     if not rows.leads[cause]:
-        rival = accuracy.drop(cause).idxmin()
-        parts = [f"{name} {_over_seeds(100 * rows.loc[name, SPREAD], 2)}" for name in (cause, rival)]
-        return f"{ends}, and nothing surely makes most of it: {', '.join(parts)}."
+        made = f"{cause}{' alone' if alone else ''} makes {_over_seeds(100 * rows.loc[cause, SPREAD], 2)}"
+        return f"{ends}: {made} (not surely most), and {left}."
     if cause == original.INTERACTION:
-        needed = rows.without.abs().idxmin()
-        left = f"without {needed} {signed(100 * rows.without[needed])} points are left"
         return f"{ends} than the study's own, because the differences interact: {left}."
     return f"{ends} than the study's own, {_share(accuracy[cause] / whole.difference)} of it due to {cause}."
 
