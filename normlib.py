@@ -89,7 +89,8 @@ def standardize(
         in at least float32, NaN where nothing was counted. No gradient flows through them: y's accounts for them.
 
     Raises:
-        ValueError: an axis out of bounds or repeated, a negative epsilon, groups that do not divide the channels.
+        ValueError: an axis out of bounds or repeated, a negative epsilon, groups that do not divide the channels, or a
+            mask of another shape.
         TypeError: an input that is not dense, or not floating-point.
 
     Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), Algorithm 1 and the gradients below it.
@@ -103,6 +104,8 @@ def standardize(
                 f"Expected groups that divide the channels. Received: groups={groups}, input shape {tuple(x.shape)}"
             )
         groups = axis, number
+    if mask is not None and not x.shape.is_compatible_with((mask := tf.cast(mask, "bool")).shape):
+        raise ValueError(f"Expected a mask of shape {tuple(x.shape)}. Received: mask.shape={mask.shape}")
     plan = _Plan(axes, epsilon, center, groups, gamma is not None, beta is not None, mask, all_reduce)
     tensors = [x, *(p for p in (gamma, beta) if p is not None)]
     # Of a small input, the calls take the time: one for the whole map, instead of one for each kernel.
@@ -120,6 +123,7 @@ def _standardized(plan, x, *parameters):
 
         # Made of differentiable operations of dy, x and its statistics, they have right derivatives as they are.
         def gradients(dy, *_):
+            dy = _of_shape(x, dy)
             dx, *others = run(_standardize_gradients, dy, *statistics, x, *parameters)
             return _written(dx), *others
 
@@ -128,7 +132,7 @@ def _standardized(plan, x, *parameters):
     y, origin, residue, variance, count = forward(x, *parameters)
     statistics = origin + residue, variance
     if not (plan.counts_all and x.shape.num_elements()):  # perhaps nothing was counted
-        statistics = (tf.where(count > 0, s, math.nan) for s in statistics)
+        statistics = (_of_what_counts(s, count) for s in statistics)
     return y, *map(tf.stop_gradient, statistics)
 
 
@@ -204,6 +208,7 @@ def _standardized_by(plan, *tensors):
         tensors = _of_this_graph(*tensors)
 
         def gradients(dy):
+            dy = _of_shape(tensors[0], dy)
             if tf.executing_eagerly():  # then all are asked for
                 return _run(plan, _standardize_by_gradients, dy, *tensors)
             return _standardize_by_gradients(plan, dy, *tensors)
@@ -239,7 +244,7 @@ def _sums_by(plan, dy, x, *parameters):
 def _by_channel(plan, x, parameters):
     """Mean, gamma * inv_std, inv_std and, if there is one, beta, in line with x's channels: the last are so already."""
     if x.shape.rank - 1 in plan.axes:
-        shape = [1 if axis in plan.axes else size for axis, size in enumerate(x.shape)]
+        shape = [1 if axis in plan.axes else -1 for axis in range(x.shape.rank)]
         parameters = [_reshape(p, shape) for p in parameters]
     mean, variance, *others = (tf.cast(p, _wide(x.dtype)) for p in parameters)
     inv_std = tf.math.rsqrt(variance + plan.epsilon)
@@ -304,6 +309,11 @@ def _mean(plan, t, count):
     return _combine(plan, total, t) / tf.maximum(count, 1.0)
 
 
+def _of_what_counts(statistic, count):
+    """A statistic, or NaN where nothing was counted: as a quotient, since no constant NaN passes a check of numbers."""
+    return statistic / tf.cast(count > 0, statistic.dtype)
+
+
 def _count(plan, x):
     """How many elements an averaged set has."""
     dtype = _wide(x.dtype)
@@ -360,7 +370,11 @@ def weight_normalize(v, g, axes):
     @tf.custom_gradient
     def forward(v, g):
         v, g = _of_this_graph(v, g)
-        return run(_weight_normalize, v, g), lambda dw: run(_weight_normalize_gradients, dw, v, g)
+
+        def gradients(dw):
+            return run(_weight_normalize_gradients, _of_shape(v, dw), v, g)
+
+        return run(_weight_normalize, v, g), gradients
 
     return tf.cast(forward(_widen(v), tf.cast(g, _wide(v.dtype))), v.dtype)
 
@@ -482,7 +496,7 @@ def _add_slices(t, axes):
 
 def _apart(t):
     """The same values, in a form that XLA does not join with the sum that is taken of it: that would be a slow loop."""
-    return tf.maximum(t, -math.inf)
+    return t if _is_debugged() else tf.maximum(t, -math.inf)  # a check of numbers would find the constant
 
 
 def _dot(plan, t, parameter):
@@ -515,6 +529,11 @@ def _wide(dtype):
     return tf.float64 if dtype == tf.float64 else tf.float32
 
 
+def _of_shape(x, dy):
+    """A gradient with x's shape: what comes out of a Python function in a graph does not know its own."""
+    return dy if dy.shape == x.shape else tf.ensure_shape(dy, x.shape)
+
+
 def _widen(t):
     return tf.cast(t, _wide(t.dtype))
 
@@ -530,9 +549,8 @@ def _run(plan, kernel, *tensors):
     plan = plan._replace(mask=None)  # a function that is kept is given each call's
     plain = functools.partial(_with_mask, kernel, plan)
     shape, size = tuple(tensors[0].shape), tensors[0].shape.num_elements()
-    # With an open batch, each size that a model meets would cost a compilation. Callbacks, such as a debugger's, XLA
-    # cannot call.
-    if plan.all_reduce or size is None or context.context().op_callbacks:
+    # With an open batch, each size that a model meets would cost a compilation.
+    if plan.all_reduce or size is None or _is_debugged():
         return plain(mask, *tensors)
     large = size >= COMPILE_FROM  # small ones take no place of a larger one's
     parameters = [(tuple(t.shape), t.dtype) for t in tensors[len(tensors) - plan.scale - plan.shift :]]
@@ -553,6 +571,11 @@ _functions = collections.defaultdict(dict)  # by shape
 
 def _with_mask(kernel, plan, mask, *tensors):
     return kernel(plan._replace(mask=mask), *tensors)
+
+
+def _is_debugged():
+    """Whether TensorFlow calls back at each operation, as its check of numbers does: XLA cannot."""
+    return bool(context.context().op_callbacks)
 
 
 def _of_this_graph(*tensors):
@@ -611,6 +634,7 @@ class _Normalization(keras.layers.Layer):
         for name, value in bound.arguments.items():
             setattr(self, name, self._checked(name, value))
         self.gamma = self.beta = None
+        self.__signature__ = None  # the class's: a layer is not called as it is made
         self.supports_masking, self.autocast = self._supports_mask, self.autocast and self._autocasts
 
     def _checked(self, name, value):
@@ -889,7 +913,7 @@ class MeanOnlyBatchNormalization(BatchNormalization):
         plan = _Plan(self._reduction_axes(x.shape.rank), mask=mask, all_reduce=all_reduce)
         count = _count(plan, x)
         deviation, origin, residue = _centre(plan, x, count)  # linear: its gradient needs no help
-        return self._shift(deviation), tf.stop_gradient(tf.where(count > 0, origin + residue, math.nan))
+        return self._shift(deviation), tf.stop_gradient(_of_what_counts(origin + residue, count))
 
     def _infer(self, x):
         mean = self._broadcast(self.moving_mean, x.shape.rank)

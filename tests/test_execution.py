@@ -1,5 +1,6 @@
 """The ways in which TensorFlow can run a layer: each gives what the plain call gives."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -348,14 +349,79 @@ def test_under_tensorflows_check_of_numbers(make, arguments, rng):
     """It calls back at each operation, which a compiled kernel cannot."""
     layer = build(make, arguments, LARGE, "float32", rng)
     x = tf.constant(random(rng, LARGE, "float32"))
-    expected = call(layer, x)
+    takes_mask = make is normlib.BatchNormalization
+
+    def step(x):
+        """What a training and a masked training make of x, and the gradient in inference."""
+        y = [call(layer, x)]
+        if takes_mask:
+            y.append(layer(x[:2], training=True, mask=tf.ones(x[:2].shape[:-1], "bool")))
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x, training=False) ** 3)
+        return [*y, tape.gradient(loss, x)]
+
+    start = layer.get_weights()
+    expected = step(x)
     normlib._functions.clear()
     tf.debugging.enable_check_numerics()
     try:
-        found = call(layer, x)
+        for checked in (step, tf.function(step)):
+            layer.set_weights(start)
+            for a, b in zip(checked(x), expected, strict=True):
+                assert_close(a, b, 1e-5)
     finally:
         tf.debugging.disable_check_numerics()
-    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_a_layer_is_a_function_of_its_inputs(make, arguments, rng):
+    layer = build(make, arguments, SMALL, "float32", rng)
+    x = tf.constant(random(rng, SMALL, "float32"))
+    whole = tf.function(layer)
+    assert_close(whole(x), layer(x), 1e-6)
+    signed = tf.function(layer, input_signature=[tf.TensorSpec([None, *SMALL[1:]])])
+    assert_close(signed(x), layer(x), 1e-6)
+    assert next(iter(inspect.signature(make).parameters)) in ("axis", "groups")
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("make", "arguments"), LAYERS)
+def test_before_a_function_whose_gradient_has_no_shape(make, arguments, shape, rng):
+    layer = build(make, arguments, shape, "float32", rng)
+    x = tf.constant(random(rng, shape, "float32"))
+
+    def slope(behind):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(behind(call(layer, x))) + tf.reduce_sum(behind(layer(x, training=False)))
+        return tape.gradient(loss, x)
+
+    start = layer.get_weights()
+    found = tf.function(slope)(lambda y: tf.py_function(lambda y: y**3, [y], "float32"))
+    layer.set_weights(start)
+    assert_close(found, slope(lambda y: y**3), 1e-5)
+
+
+def test_a_weight_normalization_before_a_function_whose_gradient_has_no_shape(rng):
+    v, g = (tf.constant(rng.normal(size=shape)) for shape in ((5, 3), (1, 3)))
+
+    def slopes(behind):
+        with tf.GradientTape() as tape:
+            tape.watch([v, g])
+            loss = tf.reduce_sum(behind(normlib.weight_normalize(v, g, (0,))))
+        return tape.gradient(loss, [v, g])
+
+    found = tf.function(slopes)(lambda w: tf.py_function(lambda w: w**3, [w], "float64"))
+    for a, b in zip(found, slopes(lambda w: w**3), strict=True):
+        assert_close(a, b, 1e-12)
+
+
+def test_channels_of_unknown_number_in_the_middle(rng):
+    layer = build(normlib.BatchNormalization, {"axis": 1}, (2, 3, 5), "float32", rng)
+    x = tf.constant(random(rng, (2, 3, 5), "float32"))
+    called = tf.function(lambda x: layer(x), input_signature=[tf.TensorSpec([None, None, None])])
+    assert_close(called(x), layer(x), 1e-6)
 
 
 FIT = """

@@ -480,6 +480,11 @@ def test_a_vector_of_length_zero_gives_zero():
         (lambda: normlib.standardize(tf.ones([2, 4, 6]), (1,), 0.1, groups=(2, 4)), ValueError, "groups"),
         (lambda: normlib.standardize(tf.ones([2, 4, 6]), (1,), 0.1, groups=(2, 0)), ValueError, "groups"),
         (lambda: normlib.standardize(tf.ones([2, 4, 6]), (1,), 0.1, groups=(3, 2)), ValueError, "Axis 3"),
+        (
+            lambda: normlib.standardize(tf.ones([2, 3]), (1,), 0.1, mask=[[True], [True]]),
+            ValueError,
+            "a mask of",
+        ),
         (lambda: normlib.weight_normalize(tf.ones([2, 3]), tf.ones([1, 3]), (2,)), ValueError, "Axis 2"),
         (
             lambda: normlib.weight_normalize(tf.ones([2, 3]), tf.ones([1, 3]), (0, 0)),
