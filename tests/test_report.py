@@ -506,7 +506,7 @@ def test_a_disk_that_is_full_when_a_run_is_kept(tmp_path, capsys, monkeypatch):
 def test_a_missing_font_is_named(tmp_path, capsys, monkeypatch):
     other = tmp_path / "report"
     shutil.copytree(build.HERE, other, ignore=shutil.ignore_patterns("build", "published", "math.otf"))
-    monkeypatch.setattr(to_pdf, "HERE", other)
+    monkeypatch.setattr(to_html, "HERE", other)
     assert "math.otf" in fails(capsys, 1, tmp_path, WORDS)
 
 
