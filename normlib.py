@@ -104,8 +104,10 @@ def standardize(
                 f"Expected groups that divide the channels. Received: groups={groups}, input shape {tuple(x.shape)}"
             )
         groups = axis, number
-    if mask is not None and not x.shape.is_compatible_with((mask := tf.cast(mask, "bool")).shape):
-        raise ValueError(f"Expected a mask of shape {tuple(x.shape)}. Received: mask.shape={mask.shape}")
+    if mask is not None:
+        mask = tf.cast(mask, "bool")
+        if not x.shape.is_compatible_with(mask.shape):
+            raise ValueError(f"Expected a mask of shape {tuple(x.shape)}. Received: mask.shape={mask.shape}")
     plan = _Plan(axes, epsilon, center, groups, gamma is not None, beta is not None, mask, all_reduce)
     tensors = [x, *(p for p in (gamma, beta) if p is not None)]
     # Of a small input, the calls take the time: one for the whole map, instead of one for each kernel.

@@ -313,9 +313,8 @@ def test_what_was_saved_and_loaded_has_its_second_derivatives(shape, rng, tmp_pa
 @pytest.mark.parametrize("name", ["BatchNormalization", "LayerNormalization", "GroupNormalization"])
 def test_nothing_is_logged(name, rng, caplog, monkeypatch):
     """Neither that kernels are traced again for other shapes, nor what AutoGraph cannot read."""
-    detectors = (
-        polymorphic_function._FrequentTracingDetectorManager()
-    )  # of a code it warns five times, then no more
+    # TensorFlow warns of one code five times, then no more: here it has not begun to count.
+    detectors = polymorphic_function._FrequentTracingDetectorManager()
     monkeypatch.setattr(polymorphic_function, "_frequent_tracing_detector_manager", detectors)
     layer = getattr(normlib, name)(**{"groups": 2} if name.startswith("Group") else {})
     layer.build((None, None, 6))
