@@ -7,6 +7,7 @@ second run agrees.
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -293,6 +294,10 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    with contextlib.suppress(ImportError):  # PyTorch is a peer where it is installed
+        import torch
+
+        torch.set_num_threads(options.threads)
     rng = np.random.default_rng(0)
     speed, rows = bandwidth(), []
     for name, shape, layer, arguments_of_layer in tqdm(ROWS, file=sys.stderr):
@@ -330,7 +335,8 @@ def main(arguments=None):
         if column.startswith("vs ")
     }
     for column, mean in means.items():
-        print(f"geometric mean {column}, large shapes: {mean:.2f}; rows behind: {(table[column] < 1).sum()}")
+        behind = (table[column] < 1).sum()
+        print(f"geometric mean {column}, large shapes: {mean:.2f}; rows behind, of all: {behind}")
     if options.json:
         found = {"rows": json.loads(table.to_json(orient="records")), "geometric means, large shapes": means}
         with open(options.json, "w") as file:

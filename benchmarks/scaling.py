@@ -32,21 +32,25 @@ def measure():
     """Seconds: `start` of a worker until its first run is done, `around` a run beside its steps, `scheduler` for each
     task; and `bytes` of a kept run.
     """
+    workers = {"threads_per_worker": 1, "dashboard_address": None}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NORMLIB_CACHE"] = folder
         began = time.perf_counter()
-        running.run_all([RUN], jobs=1)
-        start = time.perf_counter() - began
-        again = [dataclasses.replace(RUN, seed=seed) for seed in range(8)]
-        began = time.perf_counter()
-        histories = [training.train(run) for run in again]
-        steps = sum(h.milliseconds_per_step * h.run.steps for h in histories) / 1e3
-        around = (time.perf_counter() - began - steps) / len(again)
+        with LocalCluster(n_workers=1, **workers) as cluster:
+            os.environ["NORMLIB_CLUSTER"] = cluster.scheduler_address
+            running.run_all([RUN])
+            start = time.perf_counter() - began
+        del os.environ["NORMLIB_CACHE"], os.environ["NORMLIB_CLUSTER"]
         kept = max(path.stat().st_size for path in pathlib.Path(folder).glob("*.run"))
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    training.train(RUN)  # loads the data
+    others = [
+        dataclasses.replace(RUN, batch_size=RUN.batch_size + k) for k in range(1, 9)
+    ]  # each a program of its own
+    began = time.perf_counter()
+    histories = [training.train(run) for run in others]
+    steps = sum(h.milliseconds_per_step * h.run.steps for h in histories) / 1e3
+    around = (time.perf_counter() - began - steps) / len(others)
+    with LocalCluster(n_workers=2, **workers) as cluster, Client(cluster) as client:
         client.gather(client.map(nothing, range(100), pure=False))
         began = time.perf_counter()
         client.gather(client.map(nothing, range(TASKS), pure=False))
@@ -132,8 +136,9 @@ A run waits for a free worker, and for the scheduler, which serves one run at a 
 
 The scheduler can keep about {most:,.0f} workers busy with runs of a minute. Before that limit, what is lost is lost
 around the runs: with short ones a good part of the time goes into building and compiling, and with as many workers as
-runs the start counts fully. What one would change then: several seeds in one run (one compilation), workers that stay
-up between studies, and a shared folder for the kept runs, so that results do not travel through the scheduler.
+runs the start counts fully. Runs that differ in seed or learning rate alone share what is compiled where one worker
+trains them; here each is counted as if it were alone. What one would change then: workers that stay up between studies,
+and a shared folder for the kept runs, so that results do not travel through the scheduler.
 
 Not simulated: a network that is slow, machines of different speed, and workers that die (their runs are sent again).
 """

@@ -76,6 +76,7 @@ def measure(method, rounds, steps):
     for name, (kind, trained, threads) in kinds.items():
         lines[name], end = context.Pipe()
         context.Process(target=serve, args=(kind, trained, threads, steps, end), daemon=True).start()
+        end.close()  # here: a contender that dies ends the wait for it
         lines[name].recv()
     turns = {name: [name] for name in ("own_ms", "none_ms")}
     turns |= {"single_ms": ["pair_0"], "pair_ms": ["pair_0", "pair_1"]}
@@ -100,6 +101,8 @@ def main(arguments=None):
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=50, help="steps in a turn, even")
     options = parser.parse_args(arguments)
+    if options.steps < 2 or options.steps % 2:
+        parser.error(f"Expected an even number of steps. Received: {options.steps}")
     rows = [
         {"method": method} | measure(method, options.rounds, options.steps)
         for method in tqdm(METHODS, file=sys.stderr)

@@ -235,10 +235,15 @@ def read_parameters(options, notebooks):
             given[name] = ast.literal_eval(value)
         except (ValueError, TypeError, SyntaxError):
             given[name] = value
-    known = {notebook: papermill.inspect_notebook(str(notebook)) for notebook in notebooks}
-    defaults = {"PROFILE": "", "JOBS": 0}
-    for parameters in known.values():
-        defaults |= {name: ast.literal_eval(parameter["default"]) for name, parameter in parameters.items()}
+    known, defaults = {}, {"PROFILE": "", "JOBS": 0}
+    for notebook in notebooks:
+        try:
+            known[notebook] = papermill.inspect_notebook(str(notebook))
+            defaults |= {name: ast.literal_eval(of["default"]) for name, of in known[notebook].items()}
+        except (ValueError, SyntaxError, nbformat.ValidationError) as error:
+            raise BuildError(
+                f"Expected parameters with literals in {notebook.name}. Received: {error}", 2
+            ) from error
     from study import check
 
     try:
@@ -299,6 +304,7 @@ def execute(notebook, parameters, target):
             str(target),
             str(target),
             parameters=parameters,
+            kernel_name="python3",  # this environment's, whatever the notebook was saved with
             progress_bar=False,
             stderr_file=sys.stderr,
             extra_arguments=["--log-level=40"],

@@ -87,6 +87,21 @@ def test_no_number_of_runs_but_a_positive_one_is_taken(count, tmp_path, row, cap
     assert f"Received: '{count}'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("written", ["{}", "[1]", "no JSON", '{"runs": [{"options": "1"}]}'])
+def test_an_audit_of_another_file_is_refused(written, tmp_path, capsys):
+    (tmp_path / "other.json").write_text(written)
+    with pytest.raises(SystemExit) as left:
+        audit.main([str(tmp_path / "other.json")])
+    assert left.value.code == 2
+    assert "Expected a results.json. Received: " in capsys.readouterr().err
+
+
+def test_no_negative_number_of_jobs_is_taken(tmp_path, row):
+    with pytest.raises(SystemExit) as left:
+        audit.main([str(results(tmp_path, row)), "--jobs=-1"])
+    assert left.value.code == 2
+
+
 def test_an_audit_of_nothing_is_refused(tmp_path):
     with pytest.raises(SystemExit) as left:
         audit.main([str(tmp_path / "none.json")])

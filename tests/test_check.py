@@ -148,11 +148,12 @@ def examined(monkeypatch):
     shown = []
     monkeypatch.setattr(present, "display", lambda _, metadata, **__: shown.append(metadata["study"]))
 
-    def run(method, candidate):
+    def run(method, candidate, reference=None):
         [path] = FIRST.parent.glob(f"{['BN', 'LN', 'WN'].index(method) + 1:02}_*.ipynb")
         imports, parameters, checked, examination = (cell.source for cell in top_cells(path))
         namespace = {}
-        for source in (imports, parameters, f"CANDIDATE = {candidate!r}", checked, examination):
+        given = f"CANDIDATE = {candidate!r}" + (f"\nREFERENCE = {reference!r}" if reference else "")
+        for source in (imports, parameters, given, checked, examination):
             exec(source, namespace)
 
     return run, shown
@@ -167,6 +168,14 @@ def test_a_good_candidate_gets_its_certificate(method, examined):
     assert {row[3] for row in table["rows"]} == {"same"}
     assert sentence["key"] == f"{method.lower()}.examination"
     assert "is the same as" in sentence["text"]
+
+
+def test_the_studys_own_layers_are_not_examined_and_another_reference_is(examined):
+    run, shown = examined
+    run("BN", network.METHODS["BN"]["norm"])
+    assert not shown
+    run("BN", network.METHODS["BN"]["norm"], f"{__name__}:Forgets")
+    assert f"is the same as {__name__}:Forgets" in shown[-1]["text"]
 
 
 @pytest.mark.parametrize(
@@ -212,5 +221,5 @@ def test_a_notebook_ends_with_what_is_wrong_with_a_candidate(tmp_path, top):
     code, cells = papermill(tmp_path, top, "-p", "CANDIDATE", "mymodule:OtherSignature")
     assert code != 0
     [failed] = [cell for cell in cells if any(o.output_type == "error" for o in cell.get("outputs", []))]
-    assert "examination.examine(" in failed.source
+    assert "examination.of_reader(" in failed.source
     assert "Received: mymodule:OtherSignature, which fails in 'making and" in failed.outputs[-1].evalue

@@ -1114,6 +1114,7 @@ def test_a_module_that_cannot_be_imported_is_told_so(source, capsys, monkeypatch
     [
         (["--set", "epsilon"], "Expected NAME=VALUE with a Python literal"),
         (["--set", "axis=one"], "Received: 'axis=one'"),
+        (["--set", "gamma_regularizer={'class_name': 'L2'}"], "holds no dict and no set"),
         (["--steps", "0"], "Expected a whole number from 1. Received: '0'"),
         (["--steps", "-3"], "Received: '-3'"),
         (["--steps", "many"], "Received: 'many'"),

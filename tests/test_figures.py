@@ -192,8 +192,12 @@ def methods(*names, **columns):
 
 
 BY_BATCH = pd.DataFrame(
-    [(m, size, 0.8) for m in ("none", "BN", "LN", "GN", "BN, dense", "LN, dense") for size in (2, 512)],
-    columns=["method", "size", "accuracy"],
+    [
+        (m, size, 0.8, [0.7, 0.9])
+        for m in ("none", "BN", "LN", "GN", "BN, dense", "LN, dense")
+        for size in (2, 512)
+    ],
+    columns=["method", "size", "accuracy", "each"],
 )
 OF_SETS = pd.DataFrame({"set": ["a filter", "a position"], "epsilon": 1e-3, "share": 0.5})
 LEARNED = pd.DataFrame({"step": [10, 300] * 2, "statistics": ["exact"] * 2 + ["moving"] * 2, "accuracy": 0.5})
@@ -226,7 +230,13 @@ ALL = {
         {f"arm {k}": list(histories(0.7)) for k in range(len(present.SERIES))}, "arm 2"
     ),
     "rate map": lambda: figures.rate_map(
-        methods(exponent=tuple(range(-6, 3)), accuracy=(0.5,) * 8 + (0.8,), diverged=(0,) * 8 + (1,))
+        methods(
+            exponent=tuple(range(-6, 3)),
+            accuracy=(0.5,) * 8 + (0.8,),
+            diverged=(0,) * 8 + (1,),
+            collapsed=(0,) * 7 + (1, 2),
+            seeds=(2,) * 9,
+        )
     ),
     "penalty": lambda: figures.penalty_curves(
         pd.DataFrame(
@@ -239,7 +249,7 @@ ALL = {
         )
     ),
     "attribution": lambda: figures.attribution(DRIFTS),
-    "budget": lambda: figures.budget_curves(methods(tried=(1, 2, 3), accuracy=(0.5, 0.8, 0.9))),
+    "budget": lambda: figures.budget_curves(methods(*tuning.MAIN, tried=(1, 2, 3), accuracy=(0.5, 0.8, 0.9))),
     "batch": lambda: figures.batch_curves(BY_BATCH),
     "invariances": lambda: figures.invariance_map(
         np.where(SAME, 1e-15, 1), SAME, list(laws.INVARIANCES), laws.COLUMNS

@@ -151,6 +151,8 @@ def test_the_drift_is_attributed_to_what_makes_it(repeated, unpaired, exact, mes
         repeated == 1e-2 and exact < 1e-11
     )
     assert "+0.5000 (γ)" in of_the_loop  # what is drawn: the means
+    others = findings.drift_message(drifts, drifts[equivalence.BOTH_FAULTS], same_layers=False)
+    assert "not due to the layers" not in others and others[-60:] == of_the_loop[-60:]
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float32", 2e-4), ("float64", 2e-12)])
@@ -212,8 +214,9 @@ def test_a_wrong_second_derivative_fails(recorded):
     findings.second_derivative_verdicts(table)
     assert recorded == {"second.bn": True, "second.ln": False}
     assert (
-        "Over 4 random examples, TensorFlow's second derivatives are wrong by 10 to 20 % (BN) and 30 to 40 % (LN), "
-        "ours by at most 1.0 × 10⁻³." in findings.second_derivative_message(table)
+        "Over 4 random examples, along directions that also shift the inputs, TensorFlow's second derivatives are "
+        "wrong by 10 to 20 % (BN) and 30 to 40 % (LN), ours by at most 1.0 × 10⁻³."
+        in findings.second_derivative_message(table)
     )
 
 
@@ -282,13 +285,15 @@ def test_rounding_is_that_of_either_network_of_a_pair(monkeypatch):
     ("theirs", "message"),
     [
         ([1.0, 60.0], "TensorFlow's BN is 60 times less exact than ours in dx."),
-        ([1.0, 0.1], "our BN is 10 times less exact than TensorFlow's in dx."),
+        ([1.0, 0.1], "equally exact, within a factor of two"),  # half a unit is as exact as can be
         ([1.5, 0.6], "equally exact, within a factor of two"),
     ],
 )
 def test_the_less_exact_layer_is_told(theirs, message):
     errors = pd.DataFrame({"quantity": ["y", "dx"], "own": 1.0, "TensorFlow's": theirs})
     assert message in findings.exactness_message("BN", errors)
+    worse = findings.exactness_message("BN", errors.assign(own=[1.0, 10.0], **{"TensorFlow's": [1.0, 0.0]}))
+    assert worse == "In float32 our BN is 20 times less exact than TensorFlow's in dx."
 
 
 @pytest.mark.parametrize(
@@ -320,8 +325,8 @@ def test_no_reason_is_named_that_another_seed_would_not_name():
         {frozenset(whose[k] for k in key): of for key, of in values.items()}, names, "accuracy"
     )
     assert findings.reason_message(table, original.STEPS) == (
-        "As trained in 2019, TensorFlow's layer ends 1.25 points lower (2 seeds: 0.90 to 1.60): rows alone makes "
-        "−1.30 to −0.40 (not surely most), and without it −0.40 is left."
+        "As trained in 2019, TensorFlow's layer ends 1.25 points lower (2 seeds: 0.90 to 1.60): rows alone makes a "
+        "difference of −1.30 to −0.40, though not surely most of it; without it −0.40 is left."
     )
     assert findings.reason_message(table, 166).startswith("In 166 of 2,750 steps, ")
 
@@ -381,16 +386,28 @@ def test_what_is_left_of_larger_effects_is_not_given_to_one():
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
     assert findings.shares_message(table) == (
         "The difference in accuracy (+0.0100) is the remainder of larger, opposing ones (a +0.0500, their interaction "
-        "−0.0400): none of them is its cause."
+        "−0.0400); without a, nothing is left."
     )
     assert set(findings.shares_shown(table).share) == {""}
+
+
+def test_what_opposes_a_difference_is_not_its_cause():
+    values = {"": [0.0], "a": [0.6], "b": [-1.4], "ab": [1.0]}
+    table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
+    told = findings.shares_message(table.assign(share=[0.6, -1.4, 1.8, 0.0, 1.0]))
+    assert told.startswith(
+        "180 % of the difference in accuracy (+1.0000) comes from several together, partly offset by b"
+    )
+    told = findings.shares_message(table.assign(share=[0.6, -2.5, 1.9, 0.0, 1.0]))
+    assert "is the remainder of larger, opposing ones (their interaction" in told
+    assert set(findings.shares_shown(table.assign(share=[0.6, -2.5, 1.9, 0.0, 1.0])).share) == {""}
 
 
 def test_a_difference_that_makes_less_than_half_with_one_seed_is_not_the_reason():
     values = {"": [0.0, 0.0], "a": [-0.004, -0.02], "b": [0.0, 0.0], "ab": [-0.01, -0.02]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
     assert findings.reason_message(table, original.STEPS).endswith(
-        "a alone makes −2.00 to −0.40 (not surely most), and without it +0.00 is left."
+        "a alone makes a difference of −2.00 to −0.40, though not surely most of it; without it +0.00 is left."
     )
 
 
@@ -446,6 +463,12 @@ def test_the_landscapes_sentence_follows_the_median_ranges(ranges, message):
     assert findings.landscape_message(pd.concat([frame, other])).endswith(
         "(medians, mean of 2 seeds): no method makes it clearly smaller."
     )
+
+
+def test_a_training_that_leaves_the_finite_numbers_is_not_smooth():
+    frame = pd.DataFrame({"seed": 1, "method": "BN", "step": range(5), "lowest": 0.0})
+    frame = frame.assign(highest=[0.5, 0.5, np.nan, np.nan, np.inf], change=[1.0, 1.0, 1.0, np.nan, np.nan])
+    assert [of.loc[1, "BN"] for of in findings.smoothness(frame)] == [np.inf, 1.0]
 
 
 @pytest.mark.parametrize(("steady", "restless"), [("BN", "none"), ("none", "BN")])
@@ -579,7 +602,12 @@ def test_own_and_tensorflows_accuracies_are_equivalent_different_or_not_settled(
     table = findings.equivalence_verdicts(own, theirs)
     assert list(table.verdict) == [verdict] == [row["verdict"] for row in pending["verdicts"]]
     words = {"holds": "equivalent", "fails": "different", "not settled": "not settled"}
-    assert findings.equivalence_message(table, range(6)).endswith(f": 1 {words[verdict]}.")
+    told = findings.equivalence_message(table, range(6))
+    assert told.endswith(f"; against a margin of 0.1 points: 1 {words[verdict]}.")
+    ends = [100 * abs(end) for end in pending["numbers"]["bn.own_minus_tensorflow"]["interval"]]
+    assert table["at most apart, points"].tolist() == [pytest.approx(max(ends))]
+    assert f"differ by at most {max(ends):.2f} points on average" in told
+    assert "not tested in this profile" in findings.equivalence_message(None, range(6))
 
 
 def by_batch_of(cells):
@@ -587,7 +615,7 @@ def by_batch_of(cells):
     rows = [(*cell, 0)[:4] for cell in cells]
     frame = pd.DataFrame(rows, columns=["method", "size", "accuracy", "collapsed"])
     each = [[accuracy - 0.001, accuracy, accuracy + 0.001] for accuracy in frame.accuracy]
-    return frame.assign(seeds=3, rate=0.1, each=each)
+    return frame.assign(seeds=3, rate=0.1, each=each, steps=8_000 // frame["size"])
 
 
 def test_ln_and_bn_are_compared_where_both_learn_and_collapsed_sizes_are_named():
@@ -600,16 +628,16 @@ def test_ln_and_bn_are_compared_where_both_learn_and_collapsed_sizes_are_named()
     ]
     told = findings.when_sentence(by_batch_of(cells))
     assert told.startswith(
-        "LN is better than BN with batches of 2 [by +10.00 (+10.00 to +10.00) points] images after the convolution, "
-        "and BN is better than LN with batches of 512 [by +10.00"
+        "LN is better than BN with batches of 2 images (4,000 updates) [by +10.00 (+10.00 to +10.00) points] after the "
+        "convolution, and BN is better than LN with batches of 512 images (15 updates) [by +10.00"
     )
     assert "Not counted, since a run learnt next to nothing: 512 images after the convolution (LN)." in told
-    assert "One seed" not in told
+    assert "One seed" not in told and "(3 seeds; at other sizes, not told apart.)" in told
     one = by_batch_of(cells).assign(seeds=1, each=[[cell[2]] for cell in cells])
     told = findings.when_sentence(one)
     assert told.startswith("One seed does not tell LN and BN apart at any batch size.")
     alike = findings.when_sentence(by_batch_of([(method, size, 0.7) for method, size, *_ in cells]))
-    assert alike.startswith("Neither LN nor BN is better than the other at any batch size tried.")
+    assert alike.startswith("Neither LN nor BN is better than the other at any batch size tried. (3 seeds.)")
 
 
 def test_a_size_at_which_seeds_disagree_is_not_named():
@@ -617,13 +645,14 @@ def test_a_size_at_which_seeds_disagree_is_not_named():
     frame.at[0, "each"] = [0.9, 0.4, 0.5]
     told = findings.when_sentence(frame)
     assert "after the convolution" not in told
-    assert "batches of 2 [by +10.00 (+10.00 to +10.00) points] images after the dense layer" in told
+    assert "2 images (4,000 updates) [by +10.00 (+10.00 to +10.00) points] after the dense layer" in told
     frame = by_batch_of(
         [(m, size, 0.6 + 0.1 * (m[:2] == "LN")) for m in ("BN", "LN", *tuning.DENSE) for size in (2, 8)]
     )
     told = findings.when_sentence(frame)
     assert re.sub(r" \[.*?\]", "", told).startswith(
-        "LN is better than BN with batches of 2 and 8 images after the convolution and of 2 and 8 images after the "
+        "LN is better than BN with batches of 2 images (4,000 updates) and 8 images (1,000 updates) after the "
+        "convolution and of 2 images (4,000 updates) and 8 images (1,000 updates) after the dense layer"
     )
 
 
@@ -695,14 +724,13 @@ def test_the_table_says_what_is_reached_and_leaves_empty_what_was_not_run():
 
 
 @pytest.mark.parametrize(
-    ("small", "large", "lost"),
+    ("small", "large", "ranges"),
     [
-        (0.4, 0.9, ("50.0 points (BN)", "10.0 points (GN)")),
-        (0.9, 0.4, ("5.0 points (GN)", "50.0 points (BN)")),
-        (0.9, 0.9, ("5.0 points (GN)", "10.0 points (GN)")),
+        (0.4, 0.9, ("40.0 % (BN) to 75.0 % (GN)", "70.0 % (GN) to 90.0 % (BN)")),
+        (0.9, 0.4, ("75.0 % (GN) to 90.0 % (BN)", "40.0 % (BN) to 70.0 % (GN)")),
     ],
 )
-def test_the_batch_sizes_sentence_follows_the_data(small, large, lost):
+def test_the_batch_sizes_sentence_follows_the_data(small, large, ranges):
     frame = pd.DataFrame(
         {
             "method": ["BN", "BN", "BN", "GN", "GN", "GN"],
@@ -711,7 +739,8 @@ def test_the_batch_sizes_sentence_follows_the_data(small, large, lost):
         }
     )
     assert findings.batch_message(frame) == (
-        f"With 2 images per batch, the largest loss from a method's best size is {lost[0]}; with 128, it is {lost[1]}."
+        f"With 2 images per batch, accuracies range from {ranges[0]}; with 128 images per batch, accuracies range from "
+        f"{ranges[1]}."
     )
 
 
@@ -731,6 +760,7 @@ def made_up(sign):
     sweep.columns = ["method", "accuracy", "rate"]
     sweep["collapsed"] = 0
     sweep.loc[sweep.method.str.startswith("BN"), "rate"] = 1.0 if favoured else 0.01
+    sweep = pd.concat([sweep, sweep.assign(rate=10.0, accuracy=0.1, collapsed=1)], ignore_index=True)
     small = {"BN": 0.5, "BN, dense": 0.5, "GN": 0.8} if favoured else {"BN": 0.8, "BN, dense": 0.8, "GN": 0.5}
     by_batch = by_batch_of([(m, size, small[m] if size == 2 else 0.8) for m in small for size in (2, 512)])
     growth, cosine = (np.pi / (np.pi - 1), 1 / np.pi) if favoured else (1.0, 0.9)
@@ -777,7 +807,7 @@ def test_claims_whose_opposite_is_favoured_are_not():
     verdicts = answers.literature(*made_up(-1)).set_index("claim").verdict
     # That BN helps by this or that is no claim about a training in which it does not help.
     assert verdicts.pop("it is normalizing, not the parameters, that helps") == "out of scope"
-    assert set(verdicts) == {"not"}
+    assert set(verdicts) == {"not reproduced"}
 
 
 FASTER = ("BN trains faster", "LN trains faster", "WN trains faster")
@@ -834,7 +864,7 @@ def test_wide_intervals_one_seed_and_no_search_settle_nothing():
         sigmoid.assign(accuracy=[0.1, 0.54, 0.1, 0.5]),
     )
     arms["noisy BN"] = [replace(h, accuracy=h.accuracy + 0.2 * (-1) ** h.run.seed) for h in arms["noisy BN"]]
-    sweep, by_batch = sweep.assign(rate=0.1), by_batch.assign(seeds=1)
+    sweep, by_batch = sweep[sweep.rate < 10.0].assign(rate=0.1), by_batch.assign(seeds=1)
     table = answers.literature(curves, arms, tuned, sweep, by_batch, *others, along, sigmoid, images)
     assert set(table.claim[table.verdict == "not settled"]) == {
         "BN makes the loss smoother along the steps",
@@ -853,12 +883,40 @@ def test_what_a_training_is_too_short_for_is_out_of_scope():
 
 def test_the_rates_that_count_are_those_at_which_all_runs_learn():
     curves, arms, tuned, sweep, *others = made_up(1)
+    claim = "BN allows larger learning rates"
     sweep.loc[sweep.method == "BN", "collapsed"] = 1
     table = answers.literature(curves, arms, tuned, sweep, *others).set_index("claim")
-    assert table.verdict["BN allows larger learning rates"] == "partly"
-    assert table.measured["BN allows larger learning rates"].startswith(
-        "highest rate at which all runs learn: 0 "
-    )
+    assert table.verdict[claim] == "partly"
+    assert table.measured[claim].startswith("highest rate at which all runs learn: 0 ")
+
+
+@pytest.mark.parametrize(
+    ("limitless", "verdict", "told"),
+    [
+        (
+            ("BN", "BN, both"),
+            "reproduced",
+            "1 or more after the convolution alone, 1 or more after the dense",
+        ),
+        (
+            ("none",),
+            "not settled",
+            "1 after the convolution alone, 1 after the dense layer too, 0.1 or more without",
+        ),
+    ],
+)
+def test_the_highest_rate_tried_is_no_limit(limitless, verdict, told):
+    curves, arms, tuned, sweep, *others = made_up(1)
+    sweep = sweep[~(sweep.method.isin(limitless) & (sweep.rate == 10.0))]
+    table = answers.literature(curves, arms, tuned, sweep, *others).set_index("claim")
+    assert table.verdict["BN allows larger learning rates"] == verdict
+    assert told in table.measured["BN allows larger learning rates"]
+
+
+def test_a_lower_rate_without_a_limit_settles_nothing():
+    assert answers._larger((1.0, True), (0.1, False), (0.1, False)) == "not settled"
+    assert answers._larger((1.0, False), (0.1, True), (0.1, True)) == "not reproduced"
+    assert answers._larger((1.0, True), (0.1, True), (3.0, False)) == "partly"
 
 
 @pytest.mark.parametrize(
@@ -888,19 +946,22 @@ def test_where_bn_stands_is_told():
     tuned = {"none": tuned_runs([0.5] * 3), "BN": tuned_runs([0.4] * 3), "BN, both": tuned_runs([0.7] * 3)}
     told = findings.placement_sentence(tuned)
     assert (
-        "from BN by +30.00 (+30.00 to +30.00) points and from plain by +20.00 (+20.00 to +20.00) points"
-        in told
-    )
+        "at step 30 is 30.00 points above BN's (+30.00 to +30.00) and 20.00 points above plain's (+20.00 to +20.00), "
+        "each at its own rate, 3 seeds."
+    ) in told
     worse = findings.placement_sentence(tuned | {"BN, both": tuned_runs([0.4] * 3)})
-    assert "from BN by +0.00 (+0.00 to +0.00) points and from plain by −10.00 (−10.00 to −10.00)" in worse
-    assert "not settled" in findings.placement_sentence({"none": tuned["none"]})
+    assert "is within 0.5 points of BN's (+0.00 to +0.00) and 10.00 points below plain's" in worse
+    torn = [replace(h, accuracy=h.accuracy + 0.1 * (h.run.seed - 1)) for h in tuned["BN, both"]]
+    assert "20.00 points above, but not clearly, plain's" in findings.placement_sentence(
+        tuned | {"BN, both": torn}
+    )
+    assert "nothing is settled" in findings.placement_sentence({"none": tuned["none"]})
 
 
 def test_half_of_a_claim_is_partly_reproduced():
     curves, arms, tuned, sweep, by_batch, *others, along, sigmoid, images = made_up(1)
     arms |= {"LN, statistics detached": around(0.62), "noisy BN": around(0.65)}
-    by_batch.loc[(by_batch["size"] == 2) & (by_batch.method == "GN"), "accuracy"] = 0.78
-    sweep.loc[sweep.method == "BN", "rate"] = 0.01
+    sweep.loc[(sweep.method == "BN") & (sweep.rate == 1.0), "rate"] = 0.01
     along, sigmoid = along.assign(change=1.0), sigmoid.assign(accuracy=[0.1, 0.4, 0.1, 0.6])
     table = answers.literature(curves, arms, tuned, sweep, by_batch, *others, along, sigmoid, images)
     assert set(table.claim[table.verdict == "partly"]) == {
@@ -908,7 +969,6 @@ def test_half_of_a_claim_is_partly_reproduced():
         "BN allows larger learning rates",
         "BN makes the loss smoother along the steps",
         "BN keeps the input of a deep sigmoid unit steady, and trains better",
-        "GN does not mind small batches, BN does",
     }
     assert set(table.claim[table.verdict == "mixed"]) == {
         "in LN the gradients through the statistics matter more than the forward pass"
@@ -926,15 +986,17 @@ def test_arms_are_compared_with_what_they_change():
 
 
 @pytest.mark.parametrize(
-    ("both", "told"),
+    ("large", "told"),
     [
-        (1.0, "(plain: 0.3), as if the large start limited it"),
-        (0.1, "(plain: 0.3), not as if the large start"),
+        (1.0, "is 1, and else 0.1 (plain: 0.3): the large start limits it."),
+        (0.1, "is 0.1, and else 0.1 (plain: 0.3): the large start does not limit it."),
     ],
 )
-def test_the_start_limits_a_rate_that_is_higher_where_the_dense_layer_is_normalized_too(both, told):
-    frame = pd.DataFrame({"method": ["none", "BN", "LN"], "loss": [2.6, 6.0, 7.0], "spread": [1.2, 7.0, 6.0]})
-    assert told in findings.start_message(frame, {"none": 0.3, "BN": 0.1, "BN, both": both})
+def test_the_start_limits_a_rate_that_is_higher_where_it_is_smaller(large, told):
+    frame = pd.DataFrame(
+        {"method": ["none", "BN", "BN, as large"], "loss": [2.6, 6.0, 2.7], "spread": [1.2, 7.0, 1.3]}
+    )
+    assert told in findings.start_message(frame, {"none": 0.3, "BN": 0.1, "BN, as large": large})
 
 
 def test_the_hypotheses_are_told_with_their_verdicts():

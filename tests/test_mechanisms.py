@@ -284,7 +284,38 @@ def test_weight_and_mean_only_normalization_is_the_one_after_the_other(rng):
     assert [w.name for w in both.trainable_variables].count("beta") == 1
 
 
-@pytest.mark.parametrize("method", ["WN+MO", "input", "first", "noisy BN", "ghost BN", "affine", "DyT"])
+def test_noise_is_that_of_the_seed(rng):
+    x = random(rng, (6, 4, 4, 3), "float32")
+    first, again, other = (
+        controls.NoisyBatchNormalization(seed=seed)(x, training=True) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).mean() > 0.1
+    runs = [training.Run(sample=True, seed=seed, **network.METHODS["noisy BN"]) for seed in (1, 2)]
+    for run in runs:  # of one program, which serves both
+        [layer] = [each for each in training.program_of(run).model.layers if hasattr(each, "noise")]
+        assert int(layer.noise) == run.seed
+
+
+@pytest.mark.parametrize("kind", [controls.AsLargeBatchNormalization, controls.AsLargeLayerNormalization])
+def test_a_normalization_starts_as_large_as_none(kind, rng):
+    x = 3.0 * random(rng, (8, 4, 4, 5)) + 2.0
+    layer = kind(epsilon=0.0, dtype="float64")
+    layer(x)  # in inference nothing starts
+    y = layer(x, training=True)
+    assert_close(layer.gamma, np.full(5, np.std(x)), 1e-12)
+    assert_close(y, np.std(x) * kind.__mro__[2](epsilon=0.0, dtype="float64")(x, **TRAINS[kind]), 1e-12)
+    layer(5.0 * x, training=True)
+    assert_close(layer.gamma, np.full(5, np.std(x)), 1e-12)  # set once
+
+
+TRAINS = {controls.AsLargeBatchNormalization: {"training": True}, controls.AsLargeLayerNormalization: {}}
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["WN+MO", "input", "first", "noisy BN", "ghost BN", "affine", "DyT", "BN, as large", "LN, as large"],
+)
 def test_each_control_trains_and_gives_the_same_bits_again(method):
     run = training.Run(sample=True, steps=2, evaluate_every=2, batch_size=12, **network.METHODS[method])
     history = training.train(run)

@@ -74,7 +74,13 @@ def beside(accuracy=0.0, factor=1.0, steps_of_right=(100, 2750)):
 
 @pytest.mark.parametrize(
     ("accuracy", "verdict"),
-    [(0.0, "reproduced"), (0.009, "reproduced"), (-0.009, "reproduced"), (0.011, "not"), (-0.011, "not")],
+    [
+        (0.0, "reproduced"),
+        (0.009, "reproduced"),
+        (-0.009, "reproduced"),
+        (0.011, "not reproduced"),
+        (-0.011, "not reproduced"),
+    ],
 )
 def test_an_accuracy_is_reproduced_within_a_point(accuracy, verdict):
     table = beside(accuracy)
@@ -92,7 +98,14 @@ def test_an_accuracy_is_reproduced_within_a_point(accuracy, verdict):
 
 @pytest.mark.parametrize(
     ("factor", "verdict"),
-    [(1.9, "reproduced"), (0.6, "reproduced"), (2.1, "not"), (0.4, "not"), (-1.0, "not"), (0.0, "not")],
+    [
+        (1.9, "reproduced"),
+        (0.6, "reproduced"),
+        (2.1, "not reproduced"),
+        (0.4, "not reproduced"),
+        (-1.0, "not reproduced"),
+        (0.0, "not reproduced"),
+    ],
 )
 def test_a_drift_is_reproduced_by_its_sign_and_within_a_factor_of_two(factor, verdict):
     table = beside(factor=factor)

@@ -693,6 +693,24 @@ def test_the_stages_and_the_time_left_are_told_in_lines(capsys, tmp_path):
     assert re.search(r"01_toy: 00:00 passed, about \d\d:\d\d left\n", capsys.readouterr().err)
 
 
+def test_a_notebook_saved_with_another_kernel_runs_in_this_environment(tmp_path):
+    folder = notebook(tmp_path / "notebooks", WORDS, "import study")
+    made = nbformat.read(folder / "01_toy.ipynb", as_version=4)
+    made.metadata["kernelspec"] |= {"name": "elsewhere"}
+    nbformat.write(made, folder / "01_toy.ipynb")
+    assert (make(tmp_path) / "report.html").is_file()
+
+
+def test_a_parameter_that_is_no_literal_is_refused(tmp_path):
+    folder = notebook(tmp_path / "notebooks", WORDS)
+    made = nbformat.read(folder / "01_toy.ipynb", as_version=4)
+    made.cells[0].source = "LEVEL = len('abc')"
+    nbformat.write(made, folder / "01_toy.ipynb")
+    with pytest.raises(SystemExit) as left:
+        make(tmp_path)
+    assert left.value.code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

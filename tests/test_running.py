@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 
 import joblib
 import numpy as np
@@ -299,6 +300,19 @@ def test_no_more_workers_than_fit_into_memory_and_than_there_are_cores(monkeypat
     assert running._workers(8, 100) in (2, 3, 4)
     with pytest.raises(ValueError, match=r"at least 0. Received: jobs=-1"):
         running._workers(-1, 100)
+
+
+def test_workers_that_idle_take_no_place_from_themselves(monkeypatch):
+    monkeypatch.setattr(running.joblib, "effective_n_jobs", lambda all: 8)
+    monkeypatch.setattr(running, "_needed_memory", lambda cache: 100)
+    monkeypatch.setattr(running.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=150))
+    monkeypatch.setattr(running, "_memory", lambda process: 0)
+    assert running._workers(0, 100) == 1
+    monkeypatch.setattr(running, "_memory", lambda process: 100)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        others = len(psutil.Process().children()) - 1
+        assert running._workers(0, 100) == min(8, 2 + others)
+        child.communicate(b"\n")
 
 
 def test_a_worker_that_needs_more_memory_than_it_is_taken_to_makes_fewer(cache, monkeypatch):

@@ -4,17 +4,8 @@ import numpy as np
 import pandas as pd
 
 from study import findings, laws, network, present, statistics
-from study.findings import (
-    beside,
-    collapsed,
-    compare,
-    over_training,
-    points,
-    scientific,
-    signed,
-    told,
-    when_sentence,
-)
+from study.findings import beside, compare, over_training, points, scientific, signed, told, when_sentence
+from study.tuning import collapsed
 
 # Table 1 of Ba et al. (2016): whether BN's, LN's and WN's outputs stay the same.
 TABLE_1 = {
@@ -28,8 +19,7 @@ TABLE_1 = {
 ONE_SEED = 0.05  # of accuracy: a smaller difference that one seed shows settles nothing
 STILL = 1e-3  # of the weights' motion: what moves no more does not move
 WITHIN = 0.05  # of a theory's number
-KEPT, LOST = 1, 2  # points at batch 2: fewer lost is none, and so many more than GN loses is a loss
-VERDICTS = ("reproduced", "partly", "mixed", "not settled", "not", "out of scope")
+VERDICTS = ("reproduced", "partly", "mixed", "not settled", "not reproduced", "out of scope")
 
 
 def judge(*differences):
@@ -40,12 +30,12 @@ def judge(*differences):
         return "reproduced"
     if "higher" in words:
         return "mixed" if "lower" in words else "partly"
-    return "not settled" if all(word == findings.UNCLEAR for word in words) else "not"
+    return "not settled" if all(word == findings.UNCLEAR for word in words) else "not reproduced"
 
 
 def holds(all_of, some_of=False):
     """The verdict where a single number decides."""
-    return "reproduced" if all_of else "partly" if some_of else "not"
+    return "reproduced" if all_of else "partly" if some_of else "not reproduced"
 
 
 def _ends(a, b):
@@ -229,20 +219,15 @@ def literature(
         f"both, against plain: {signed(-100 * under.mean)}",
         judge(lost, under),
     )
-    learnt = sweep[sweep.collapsed == 0]
-    rates = learnt.groupby("method").rate.max().reindex(sweep.method.unique(), fill_value=0.0)
+    limits = {m: _highest_rate(sweep[sweep.method == m]) for m in ("BN", "BN, both", "none")}
+    told_of = {m: f"{rate:.2g}{'' if is_limit else ' or more'}" for m, (rate, is_limit) in limits.items()}
     row(
         "BN allows larger learning rates",
         "@bjorck2018",
         "yes",
-        f"highest rate at which all runs learn: {rates['BN']:.2g} after the convolution alone, "
-        f"{rates['BN, both']:.2g} after the dense layer too, {rates['none']:.2g} without",
-        "not settled"  # where nothing was searched
-        if sweep.rate.nunique() == 1
-        else holds(
-            min(rates["BN"], rates["BN, both"]) > rates["none"],
-            max(rates["BN"], rates["BN, both"]) > rates["none"],
-        ),
+        f"highest rate at which all runs learn: {told_of['BN']} after the convolution alone, "
+        f"{told_of['BN, both']} after the dense layer too, {told_of['none']} without",
+        _larger(limits["none"], limits["BN"], limits["BN, both"]),
         "both higher; partly: one",
     )
 
@@ -254,7 +239,7 @@ def literature(
         f"against LN over channels {words}; against IN {_at_own_rates(tuned, sweep, 'RMS', 'IN')[1]}",
         "not settled"
         if rms is None
-        else {"lower": "not", findings.UNCLEAR: "not settled"}.get(told(rms), "reproduced"),
+        else {"lower": "not reproduced", findings.UNCLEAR: "not settled"}.get(told(rms), "reproduced"),
     )
     dyt, words = _at_own_rates(tuned, sweep, "BN", "DyT")
     row(
@@ -312,20 +297,13 @@ def literature(
         else holds(wander["BN"] < wander["none"] and better > 0, wander["BN"] < wander["none"] or better > 0),
         "less, and more points; partly: one",
     )
-    lost = _lost_at_two(by_batch)
-    more = lost["BN"] > LOST + lost["GN"]
-    words = "; ".join(
-        f"{m}: {'collapsed' if np.isnan(lost[m]) else f'{lost[m]:.1f}'}" for m in ("BN", "BN, dense", "GN")
-    )
+    gap, words = _at_smallest(by_batch, "GN", "BN")
     row(
         "GN does not mind small batches, BN does",
         "@wu2018 [table 2]",
         "at batch 2 BN loses 11.1 points, GN nothing",
-        f"points lost at batch 2: {words}",
-        "not settled"
-        if np.isnan(lost["GN"] + lost["BN"]) or by_batch.seeds[by_batch.method == "BN"].min() < 2
-        else holds(lost["GN"] < KEPT and more, more),
-        f"after the convolution, where both were tried: GN loses under {KEPT}, BN over {LOST} more; partly: the latter",
+        f"with {by_batch['size'].min()} images a batch, after the convolution, GN against BN: {words}",
+        judge(gap),
     )
     first, of_first = _at_own_rates(tuned, sweep, "BN", "first")
     standardized, of_input = _at_own_rates(tuned, sweep, "BN", "input")
@@ -358,15 +336,35 @@ def literature(
     return present.judged("V2", table, table.claim, table.measured, "as the table's caption says")
 
 
-def _lost_at_two(by_batch):
-    """Points between a method's best size of a batch and the smallest, nan where that collapsed: dict method ->
-    points."""
-    found = {}
-    for method, rows in by_batch.groupby("method"):
-        smallest = rows.loc[rows["size"].idxmin()]
-        lost = 100 * (rows.accuracy.max() - smallest.accuracy)
-        found[method] = float("nan") if smallest.collapsed else float(lost)
-    return found
+def _highest_rate(rows):
+    """Of a method's rows of `tuning.sweep`: the highest rate at which all its runs learnt, 0 if there is none, and
+    whether a higher one was tried, and so it is the limit."""
+    highest = rows.rate[rows.collapsed == 0].max() if (rows.collapsed == 0).any() else 0.0
+    return highest, bool(highest < rows.rate.max())
+
+
+def _larger(least, *others):
+    """The verdict on a claim that each of some rates of `_highest_rate` is above another. What is no limit may be more:
+    so it decides only where it is the higher one."""
+
+    def above(other):
+        lower = min(least, other)
+        return other[0] > least[0] if lower[1] else None
+
+    sides = [above(other) for other in others]
+    return "not settled" if None in sides and True not in sides else holds(all(sides), any(sides))
+
+
+def _at_smallest(by_batch, a, b):
+    """Method a against method b at the smallest batch: the difference, None where it was not measured over seeds; and
+    it in words."""
+    cells = by_batch[by_batch["size"] == by_batch["size"].min()].set_index("method").loc[[a, b]]
+    if lost := [present.short(m) for m in cells.index[cells.collapsed > 0]]:
+        return None, f"runs of {present.listed(lost)} collapsed"
+    if cells.seeds.min() < 2:
+        return None, f"{signed(100 * (cells.accuracy[a] - cells.accuracy[b]))} points (one seed)"
+    found = statistics.paired_difference(*cells.each)
+    return found, f"{points(found)} points"
 
 
 def literature_message(table):
@@ -416,7 +414,6 @@ def questions(
     momentum = float(slow.split()[-1])
     positions = shares[(shares.set == "a position") & (shares.epsilon == shares.epsilon.max())].share
     filters = shares[(shares.set == "a filter") & (shares.epsilon == shares.epsilon.max())].share
-    lost = _lost_at_two(by_batch)
 
     def own_rates(a, b):
         """Method a against b at their own rates, in words."""
@@ -429,8 +426,8 @@ def questions(
     after = _means(behind, _as_long(curves["BN"], behind))
     ask(
         "Before or after the ReLU?",
-        f"BN after the ReLU: {points(after)} points of {measure(behind[0])} against BN before it, {len(behind)} seeds "
-        f"({_verdict(after)}).",
+        f"At a learning rate of {behind[0].run.learning_rate:g}, BN after the ReLU: {points(after)} points of "
+        f"{measure(behind[0])} against BN before it, {len(behind)} seeds ({_verdict(after)}).",
         "[Table](#tbl-arms)",
     )
     ask(
@@ -445,7 +442,9 @@ def questions(
         f"After {first} steps {_whole(accuracy[first, quick])} against {_whole(accuracy[first, slow])}, after {last} "
         f"{_whole(accuracy[last, quick])} against {_whole(accuracy[last, slow])}"
         + (
-            ": a short training needs the smaller." if accuracy[first, quick] > accuracy[first, slow] else "."
+            ": here a short training needs the smaller (one seed)."
+            if accuracy[first, quick] > accuracy[first, slow]
+            else " (one seed)."
         ),
         "[Figure](#fig-statistics)",
     )
@@ -481,8 +480,9 @@ def questions(
         "Can BN work with a batch of one or two?",
         f"After a dense layer it {'gives' if laws_held else 'ought to give'} β for one image, and for two (up to ε) "
         "only the sign of their difference: no gradient reaches the layers before it. After a convolution, positions "
-        f"are averaged too: at two images BN loses {_points(lost['BN'])} against its best batch size, after the "
-        f"dense layer {_points(lost['BN, dense'])}.",
+        f"are averaged too. With {by_batch['size'].min()} images, against plain at the same size: BN after the "
+        f"convolution {_at_smallest(by_batch, 'BN', 'none')[1]}, after the dense layer "
+        f"{_at_smallest(by_batch, 'BN, dense', 'none')[1]}.",
         "[Figure](#fig-batch)",
     )
     ask(
@@ -561,10 +561,6 @@ def _whole(fraction):
     return f"{100 * fraction:.0f} %"
 
 
-def _points(lost):
-    return "nothing that can be told (a run collapsed)" if np.isnan(lost) else f"{lost:.1f} points"
-
-
 def _verdict(difference):
     """What `told` says, as tables write it."""
     word = told(difference)
@@ -604,10 +600,11 @@ def why_sentence(curves, arms):
     left = {
         arm: _means(histories, plain) for arm, histories in arms.items() if "BN" in arm and "ReLU" not in arm
     }
-    least, half = min(left, key=lambda arm: left[arm].low), gain.mean / 2
-    if left[least].low >= half:
+    beyond = {arm: _beyond_half(arms[arm], whole, plain) for arm in left}
+    least = min(beyond, key=lambda arm: beyond[arm].low)
+    if beyond[least].low >= 0:
         start = "no single part of those tried is needed for most of BN's gain"
-    elif left[least].high < half:
+    elif beyond[least].high < 0:
         start = f"less than half of BN's gain is left with {least}"
     else:
         start = f"whether more than half of BN's gain is left with {least}, {len(noisy)} seeds do not tell"
@@ -620,6 +617,12 @@ def why_sentence(curves, arms):
         f"{measure(noisy[0])} above plain, this much remains: {shares}. The effect of normalizing itself was not "
         "removed."
     )
+
+
+def _beyond_half(histories, whole, plain):
+    """By how much histories are above the middle between the whole and plain, seed by seed."""
+    middle = [(over_training(a) + over_training(b)) / 2 for a, b in zip(whole, plain, strict=True)]
+    return statistics.paired_difference([over_training(h) for h in histories], middle)
 
 
 def measure(history):

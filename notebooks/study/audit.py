@@ -92,9 +92,14 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, help="of the choice (default: another one each time)")
     parser.add_argument("--jobs", type=int, default=0, help="trainings at a time; 0 for one on each core")
     options = parser.parse_args(arguments)
-    if not options.results.is_file():
-        parser.error(f"Expected a results.json. Received: {options.results}")
-    every = published(options.results)
+    if options.jobs < 0:
+        parser.error(f"Expected --jobs of at least 0. Received: {options.jobs}")
+    try:
+        every = published(options.results)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(
+            f"Expected a results.json. Received: {options.results} ({type(error).__name__}: {error})"
+        )
     runs, missing = at_hand(every)
     if missing:
         print(

@@ -50,16 +50,54 @@ class FirstBatch(Affine):
         return super().call(x)
 
 
+class AsLarge:
+    """A normalization whose gamma starts at the deviation of the first batch in training: the network goes on with
+    activations as large as without normalization, so that its start is no reason for another learning rate."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.seen = self.add_weight(shape=(), initializer="zeros", trainable=False, name="seen")
+
+    def call(self, x, training=False):
+        if training:
+            self.gamma.assign(tf.where(self.seen > 0, self.gamma, tf.math.reduce_std(x)))
+            self.seen.assign(1.0)
+        batch = isinstance(self, normlib.BatchNormalization)
+        return super().call(x, training=training) if batch else super().call(x)
+
+
+@keras.saving.register_keras_serializable("study")
+class AsLargeBatchNormalization(AsLarge, normlib.BatchNormalization):
+    """Batch normalization that starts as large as no normalization."""
+
+
+@keras.saving.register_keras_serializable("study")
+class AsLargeLayerNormalization(AsLarge, normlib.LayerNormalization):
+    """Layer normalization that starts as large as no normalization."""
+
+
 @keras.saving.register_keras_serializable("study")
 class NoisyBatchNormalization(normlib.BatchNormalization):
     """Batch normalization that noise undoes: in training, each channel is stretched and shifted anew at every step, and
     each image a little of its own, so that what follows never sees the same distribution twice (after Santurkar et al.
-    2018, section 2.2, arXiv:1805.11604)."""
+    2018, section 2.2, arXiv:1805.11604).
+
+    Args:
+        seed: of the noise. Default 0.
+        options: as of BatchNormalization.
+    """
+
+    def __init__(self, seed=0, **options):
+        super().__init__(**options)
+        self.seed = seed
 
     def build(self, shape):
         super().build(shape)
-        self.step = self.add_weight(
-            shape=(), dtype="int32", initializer="zeros", trainable=False, name="step"
+        whole = {"shape": (), "dtype": "int32", "trainable": False}
+        self.step = self.add_weight(initializer="zeros", name="step", **whole)
+        # A variable, for one compiled network serves the runs of all seeds.
+        self.noise = self.add_weight(
+            initializer=keras.initializers.Constant(self.seed), name="noise", **whole
         )
 
     def call(self, x, training=False):
@@ -70,7 +108,7 @@ class NoisyBatchNormalization(normlib.BatchNormalization):
         images = [tf.shape(x)[0], *channels[1:]]
 
         def uniform(shape, low, high, stream):
-            seed = [self.step.value, stream]
+            seed = [4 * self.step.value + stream, self.noise.value]
             return tf.random.stateless_uniform(shape, seed, low, high, x.dtype)
 
         scale = uniform(channels, 1.0, 1.25, 0) + uniform(images, -0.1, 0.1, 1)

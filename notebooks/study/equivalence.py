@@ -261,7 +261,7 @@ def drift(candidate, reference):
         candidate, reference: two Histories with a trace, of the same parameters.
 
     Returns:
-        DataFrame with columns step (from 1), parameter (such as "norm_0/gamma"), mean (the mean over the parameter's
+        DataFrame with columns step (from 1), parameter (such as "norm_conv/gamma"), mean (the mean over the parameter's
         elements, reference minus candidate: with this sign the drifts of 2019 come out negative as they were drawn) and
         largest (the largest absolute difference; of parameters of different shapes, that of the means).
 
@@ -514,11 +514,19 @@ def _given(text):
     """An argument NAME=VALUE of the command line, the value a Python literal."""
     name, _, value = text.partition("=")
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        value = fixed(ast.literal_eval(value))
+        hash(value)  # it is part of a Run's key
+    except (ValueError, SyntaxError, TypeError):
         raise argparse.ArgumentTypeError(
-            f"Expected NAME=VALUE with a Python literal, such as axis=[1,2] or name=\"'x'\". Received: {text!r}"
+            "Expected NAME=VALUE with a Python literal that holds no dict and no set, such as axis=[1,2] or "
+            f"name=\"'x'\". Received: {text!r}"
         ) from None
+    return name, value
+
+
+def fixed(value):
+    """An argument's value as a Run holds it: lists as tuples."""
+    return tuple(map(fixed, value)) if isinstance(value, (list, tuple)) else value
 
 
 def positive(text):

@@ -18,7 +18,7 @@ import pandas as pd
 import tensorflow as tf
 from scipy import optimize
 
-from study import equivalence, faulty, network, training
+from study import equivalence, faulty, network, present, training
 
 SHAPE = (24, 6, 5, 4)  # of the input of one call: small, so that every cause leaves its mark
 MEAN = 2.0  # of that input, in its deviations, where a cause is sought
@@ -173,6 +173,33 @@ def examine(candidate, reference, options=(), steps=20, jobs=0, base=None, own=(
     return certificate(() if all(row["verdict"] == "same" for row in rows) else _causes(ours, theirs))
 
 
+def of_reader(method, candidate, reference, jobs=0):
+    """In a notebook: where its layers are not the study's own, examine them, show what was found, and stop where the
+    cells below could not call and train the candidate.
+
+    Args:
+        method: "BN", "LN" or "WN".
+        candidate, reference: import paths.
+        jobs: trainings at a time; 0 for one on each core.
+
+    Raises:
+        ValueError: the candidate cannot take the reference's place.
+    """
+    if (candidate, reference) == tuple(of[method]["norm"] for of in (network.METHODS, network.REFERENCES)):
+        return
+    options = () if method == "WN" else network.METHODS[method]["options"]
+    certificate = examine(candidate, reference, options, jobs=jobs)
+    present.table(
+        certificate.checks,
+        f"tbl-{method.lower()}-examination",
+        f"Examination of {candidate}.",
+        "Inference, outputs and gradients of one call, paired training and saving, against the reference.",
+        {"measured": "{:.1e}", "tolerance": "{:.1e}"},
+    )
+    present.state(certificate.sentence, key=f"{method.lower()}.examination")
+    certificate.require_usable()
+
+
 KINDS = {
     "inference": lambda name: name == "inference",
     "output": lambda name: name == "y",
@@ -207,13 +234,10 @@ def _in_one_line(error):
 
 def _given(path, pairs):
     """A layer by a Run's fields, lists as tuples; TensorFlow's wrapper is to leave the data alone."""
-
-    def fixed(value):
-        return tuple(map(fixed, value)) if isinstance(value, (list, tuple)) else value
-
     reference = network.REFERENCES["WN"]
     given = dict(reference["options"]) if path == reference["norm"] else {}
-    return {"norm": path, "options": tuple((given | {name: fixed(value) for name, value in pairs}).items())}
+    pairs = {name: equivalence.fixed(value) for name, value in pairs}
+    return {"norm": path, "options": tuple((given | pairs).items())}
 
 
 def _wraps(layer):

@@ -12,14 +12,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from study import present, statistics
 
 WIDE = 6.3  # inches: the text of the PDF, so that nothing is scaled there
-CONTROLS = (
-    "WN",
-    "WN+MO",
-    "input",
-    "first",
-    "affine",
-    "DyT",
-)  # what does not normalize activations by themselves
 THIN = {"lw": 0.6, "alpha": 0.3, "marker": ""}  # one seed's curve
 
 
@@ -127,11 +119,11 @@ def accuracy_points(groups):
 
 def rate_map(frame):
     """Accuracy on the held-out images by method and learning rate, as colours with the value in each field; of each row
-    the best is framed, and a field where a run diverged says so."""
+    the best is framed, and a field where a run diverged says so, or how many of the runs learnt."""
     methods, exponents = list(dict.fromkeys(frame.method)), sorted(set(frame.exponent))
-    values, diverged = (
+    values, diverged, collapsed, seeds = (
         frame.pivot(index="method", columns="exponent", values=column).loc[methods, exponents].to_numpy(float)
-        for column in ("accuracy", "diverged")
+        for column in ("accuracy", "diverged", "collapsed", "seeds")
     )
     figure, axes = plt.subplots(figsize=(WIDE, 0.27 * len(methods) + 1.3))
     values = 100 * values
@@ -139,7 +131,9 @@ def rate_map(frame):
     image = axes.imshow(values, cmap="cividis", vmin=low - 10, vmax=np.nanmax(values), aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            word = "diverged" if diverged[i, j] else f"{value:.1f}"
+            learnt = seeds[i, j] - collapsed[i, j]
+            some = f"{learnt:.0f} of {seeds[i, j]:.0f} learnt"  # no mean describes runs of two kinds
+            word = some if 0 < learnt < seeds[i, j] else "diverged" if diverged[i, j] else f"{value:.1f}"
             ink = "white" if value < (image.norm.vmin + image.norm.vmax) / 2 else "black"
             axes.text(j, i, word, ha="center", va="center", size=8, color=ink)
     for i, row in enumerate(values):
@@ -157,34 +151,17 @@ def rate_map(frame):
 
 def budget_curves(frame):
     """The expected best accuracy by the number of learning rates tried, a line for each method."""
-    figure, panels = _methods_and_controls(frame)
-    for axes, of_panel in panels:
-        for method, rows in of_panel.groupby("method", sort=False):
-            axes.plot(rows.tried, 100 * rows.accuracy, label=present.short(method), **_look(method, 1))
-        axes.set_xlabel("learning rates tried")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0][0].set_ylabel("expected best accuracy, %")
+    figure, axes = plt.subplots(figsize=(5.2, 2.9))
+    for method, rows in frame.groupby("method", sort=False):
+        axes.plot(rows.tried, 100 * rows.accuracy, label=present.short(method), **_look(method, 1))
+    axes.set(xlabel="learning rates tried", ylabel="expected best accuracy, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finished(figure, columns=4)
 
 
-def _methods_and_controls(frame):
-    """A figure of panels with their rows: normalizations of activations, all else, and other places; plain in each."""
-    place, control = frame.method.str.contains(", "), frame.method.isin(CONTROLS)
-    weights = {"WN", "WN+MO"}.issuperset(frame.method[control])
-    groups = {
-        "activations": ~place & ~control,
-        "weights" if weights else "weights, controls": control,
-        "other places": place,
-    }
-    shown = {title: frame[rows | (frame.method == "none")] for title, rows in groups.items() if any(rows)}
-    figure, panels = plt.subplots(1, len(shown), figsize=(WIDE, 4.0), sharex=True, sharey=True, squeeze=False)
-    for axes, title in zip(panels[0], shown, strict=True):
-        axes.set_title(title)
-    return figure, list(zip(panels[0], shown.values(), strict=True))
-
-
 def batch_curves(frame):
-    """Accuracy on the held-out images by the size of the batch, normalized after the convolution or a dense layer."""
+    """Accuracy on the held-out images by the size of the batch, normalized after the convolution or a dense layer: the
+    mean and, pale, each seed."""
     figure, panels = plt.subplots(1, 2, figsize=(WIDE, 3.0), sharey=True)
     dense = frame.method.str.endswith(", dense")
     titles = ("after the convolution", "after the dense layer")
@@ -193,6 +170,8 @@ def batch_curves(frame):
             method = method.removesuffix(", dense")
             look = _look(method, 1)
             axes.plot(of_method["size"], 100 * of_method.accuracy, label=present.short(method), **look)
+            seeds = 100 * np.array([*of_method.each])
+            axes.plot(of_method["size"], seeds, **look | {"ls": "none", "alpha": 0.4, "mew": 0, "ms": 3})
         axes.set_xscale("log", base=2)
         axes.set(title=title, xlabel="images in a batch", xticks=sorted(set(frame["size"])))
         axes.xaxis.set_major_formatter("{x:.0f}")
@@ -264,7 +243,7 @@ def conservation_curves(frames):
     told = {
         "bias": ("kernel", "biases"),
         "filters": ("kernel", "sum of filters"),
-        "length": ("growth", "lengths"),
+        "length": ("growth", "error of lengths"),
     }
     figure, panels = plt.subplots(1, len(told), figsize=(WIDE, 3.2), sharey=True)
     drawn = []

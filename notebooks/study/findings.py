@@ -8,8 +8,9 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from study import laws, original, present, statistics, tuning
+from study import laws, original, present, statistics, training, tuning
 from study.equivalence import DRIFT_STEPS, NO_FAULT, NO_FAULT_64, fault_name, largest_drift
+from study.tuning import collapsed
 
 SMALLEST = 0.005  # a smaller difference of accuracy does not matter, however sure
 UNCLEAR = "no clear difference"  # not shown either way, as with most comparisons of few seeds
@@ -223,19 +224,17 @@ def shares_message(table):
         if _either_way(whole):
             told.append(f"the sign of {what} is not settled")
             continue
-        cause = parts.share.abs().idxmax()
+        cause, opposed = parts.share.idxmax(), parts.share.idxmin()
         share = parts.share[cause]
-        opposed = parts.share.idxmin()
-        if share > CANCELS:
+        left = parts.without.dropna().sort_values(key=abs)
+        needed = list(left.index[left.abs() < abs(whole.difference) / 2])
+        if _cancels(parts.share):
             both = ", ".join(f"{name} {_over_seeds(parts.loc[name], 4)}" for name in (cause, opposed))
-            told.append(
-                f"{what} is the remainder of larger, opposing ones ({both}): none of them is its cause"
-            )
+            without = f"; without {needed[0]}, {_left(left.iloc[0])} is left" if needed else ""
+            told.append(f"{what} is the remainder of larger, opposing ones ({both}){without}")
             continue
         against = f", partly offset by {opposed}" if share > 1.005 else ""
         if cause == original.INTERACTION:
-            left = parts.without.dropna().sort_values(key=abs)
-            needed = list(left.index[left.abs() < abs(whole.difference) / 2])
             cause = f"{present.listed(needed)} together" if len(needed) > 1 else "several together"
             most = _share(parts.share.drop(original.INTERACTION).abs().max())
             without = "" if len(needed) > 1 else f"; without {left.index[0]}, {_left(left.iloc[0])} is left"
@@ -245,6 +244,10 @@ def shares_message(table):
 
 
 CANCELS = 2.0  # of a difference: where a part makes more than this, others take most of it back
+
+
+def _cancels(shares):
+    return max(shares.max(), -shares.min()) > CANCELS
 
 
 SPREAD = ["difference", "low", "high"]  # of a part: the mean over the seeds, and its bounds
@@ -266,8 +269,8 @@ def shares_shown(table):
     ones that oppose each other, and without what could not be measured; bounds of several seeds alone."""
     table = table[table.difference.notna()].drop(columns=["leads", "seeds"])
     quantities = table.groupby("quantity")
-    last, most = quantities.tail(1).set_index("quantity"), quantities.share.max()
-    none = [_either_way(last.loc[quantity]) or most[quantity] > CANCELS for quantity in table.quantity]
+    last, cancels = quantities.tail(1).set_index("quantity"), quantities.share.agg(_cancels)
+    none = [_either_way(last.loc[quantity]) or cancels[quantity] for quantity in table.quantity]
     shares = ["" if empty else _share(share) for empty, share in zip(none, table.share, strict=True)]
     shown = table.assign(share=shares)
     return shown.drop(columns=["low", "high"]) if (table.low == table.high).all() else shown
@@ -299,12 +302,13 @@ def attribution_sentence(method, table, dataset):
     return f"In the training of 2019, {DRIFT_STEPS} steps with {method} ({dataset}), {message[0].lower()}{message[1:]}"
 
 
-def drift_message(drifts, as_in_2019):
+def drift_message(drifts, as_in_2019, same_layers=True):
     """The caption's first sentence of the drift figure: the mean differences that it draws, at the last step.
 
     Args:
         drifts: of `equivalence.fault_drifts`.
         as_in_2019: the DataFrame of `equivalence.drift` that the left panel draws.
+        same_layers: whether its layers are the same two. Default True.
     """
     before, after = (
         present.listed(
@@ -319,7 +323,9 @@ def drift_message(drifts, as_in_2019):
         f"TensorFlow's mean minus own ends at {before} with the faults of 2019, and at {after} without them"
     )
     if is_round_off(drifts) and largest_drift(as_in_2019) > STANDS_OUT * largest_drift(drifts[NO_FAULT]):
-        return f"The drift is not due to the layers: {told}."
+        if same_layers:
+            return f"The drift is not due to the layers: {told}."
+        return f"With the right layers, paired properly, only round-off is left: {told}."
     return f"{_upper(told)}."
 
 
@@ -377,6 +383,20 @@ def same_verdicts(method, apart, drifts):
         present.verdict("V1", f"{key}.paired.{dtype}", claim, measured, tolerance, measured <= tolerance)
 
 
+def setting(base, seeds):
+    """What was trained, in one sentence."""
+    images, tests = (
+        training.trained_on(dataset := training.load(base.dataset, base.sample)),
+        len(dataset.x_test),
+    )
+    epochs = base.steps * base.batch_size / images
+    return (
+        f"Trained on {images:,} images of {base.dataset}{' (a sample)' if base.sample else ''} for {base.steps:,} "
+        f"steps, {epochs:.2g} epochs, over {len(seeds)} seeds; test accuracy is that of "
+        f"{min(base.measured_images or tests, tests):,} other images."
+    )
+
+
 # --- one call ----------------------------------------------------------------------------------------------------
 
 ONE_CALL_TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
@@ -401,8 +421,10 @@ def one_call_message(method, differences):
 
 def exactness_message(method, errors):
     """How exact the two layers are in float32: in each quantity, whose error is larger, and how many times."""
-    times = errors.set_index("quantity")
-    times = times["TensorFlow's"] / times["own"].clip(lower=0.5)  # half a unit is as exact as can be
+    of = errors.set_index("quantity")[["own", "TensorFlow's"]].clip(
+        lower=0.5
+    )  # half a unit: as exact as can be
+    times = of["TensorFlow's"] / of["own"]
     for quantity, value in times.items():
         present.number(f"{method.lower()}.one_call.{quantity}.times_less_exact", value)
     worst, best = times.idxmax(), times.idxmin()
@@ -450,8 +472,11 @@ def reason_message(table, steps):
     needed = cause if alone else rows.without.abs().idxmin()
     left = f"without {'it' if alone else needed} {signed(100 * rows.without[needed])} is left"
     if not rows.leads[cause]:
-        made = f"{cause}{' alone' if alone else ''} makes {_over_seeds(100 * rows.loc[cause, SPREAD], 2)}"
-        return f"{ends}: {made} (not surely most), and {left}."
+        made = _over_seeds(100 * rows.loc[cause, SPREAD], 2)
+        return (
+            f"{ends}: {cause}{' alone' if alone else ''} makes a difference of {made}, though not surely most of it; "
+            f"{left}."
+        )
     if cause == original.INTERACTION:
         return f"{ends} than the study's own, because the differences interact: {left}."
     return f"{ends} than the study's own, {_share(accuracy[cause] / whole.difference)} of it due to {cause}."
@@ -532,7 +557,7 @@ class Ranking:
     @property
     def reason(self):
         """The computed part of why: what the method's cost takes back of its gain."""
-        parts, never = [], []
+        parts, never, rate = [], [], self._by_speed[0].rate
         for comparison in self._by_speed:
             cost, saved = self.cost[comparison.name_a] / self.cost["none"], comparison.saved
             if not np.isfinite(saved):
@@ -555,7 +580,8 @@ class Ranking:
                 "not get there (median over the seeds)"
             )
         return (
-            f"To reach the final accuracy {present.words('none')}: {'; '.join(parts)}. With BN and LN the "
+            f"At a learning rate of {rate:g} for all, to reach the final accuracy {present.words('none')}: "
+            f"{'; '.join(parts)}. With BN and LN the "
             "gradient loses what only shifts or stretches the activations, with WN what only lengthens a weight "
             "vector; this comparison does not test whether that causes a gain."
         )
@@ -631,12 +657,13 @@ def start_message(frame, rates):
     for method in of.index:
         present.number(f"start.{_key(method)}.loss", of.loss[method], unit="nats")
         present.number(f"start.{_key(method)}.spread", of.spread[method])
-    bn, none, limited = of.loc["BN"], of.loc["none"], rates["BN, both"] > rates["BN"]
+    bn, none, large = of.loc["BN"], of.loc["none"], of.loc["BN, as large"]
+    limited = rates["BN, as large"] > rates["BN"]
     return (
         f"Before training, the hidden units' input has a deviation of {none.spread:.1f} without normalization and "
-        f"{bn.spread:.1f} with BN (loss: {none.loss:.1f} and {bn.loss:.1f} nats). With BN after the dense layer too, "
-        f"its best rate is {rates['BN, both']:.2g} rather than {rates['BN']:.2g} (plain: {rates['none']:.2g}), "
-        f"{'as' if limited else 'not as'} if the large start limited it (this was not varied alone)."
+        f"{bn.spread:.1f} with BN (loss: {none.loss:.1f} and {bn.loss:.1f} nats). Where γ starts lower, with a "
+        f"deviation of {large.spread:.1f}, BN's best rate is {rates['BN, as large']:.2g}, and else {rates['BN']:.2g} "
+        f"(plain: {rates['none']:.2g}): the large start {'limits' if limited else 'does not limit'} it."
     )
 
 
@@ -692,20 +719,50 @@ def hypotheses(curves):
     return table
 
 
-def placement_sentence(tuned):
-    """What becomes of BN where it follows the dense layer too, all compared after as many steps."""
-    found = {m: beside(tuned, "BN, both", m) for m in ("BN", "none")}
+def changed_sentence(tuned, changed, method, what):
+    """What becomes of a method that is changed in one thing, against it and plain, each at its own rate and all after
+    as many steps.
+
+    Args:
+        tuned: dict method -> list of History, of the Runs of `tuning.at_best_rates`.
+        changed, method: names of `network.METHODS`.
+        what: the change, in words: "With BN after the dense layer too".
+    """
+    found = {m: beside(tuned, changed, m) for m in (method, "none")}
     if any(of is None for of in found.values()):
-        return "Whether it matters where BN stands is not settled here."
+        return f"{what}, nothing is settled here: it was not trained over seeds, or a run collapsed."
     compared = [
-        f"from {present.short(m)} by {points(d)} points{f' ({UNCLEAR})' * (told(d) == UNCLEAR)}"
+        f"{_from(d)} {present.short(m)}'s ({signed(100 * d.low)} to {signed(100 * d.high)})"
         for m, (d, _) in found.items()
     ]
     (difference, step), *_ = found.values()
     return (
-        f"With BN after the dense layer too, the held-out accuracy at step {step:,} ({difference.pairs} seeds, each at "
-        f"its own rate) differs {' and '.join(compared)}."
+        f"{what}, the held-out accuracy at step {step:,} is {' and '.join(compared)}, each at its own rate, "
+        f"{difference.pairs} seeds."
     )
+
+
+def placement_sentence(tuned):
+    """What becomes of BN where it follows the dense layer too."""
+    return changed_sentence(tuned, "BN, both", "BN", "With BN after the dense layer too")
+
+
+def scale_sentence(tuned):
+    """What becomes of BN and of LN where they start as large as no normalization."""
+    start = "whose γ starts so that activations are as large as without normalization"
+    return " ".join(
+        changed_sentence(tuned, f"{method}, as large", method, f"With {method} {start}")
+        for method in ("BN", "LN")
+    )
+
+
+def _from(difference):
+    """How far one accuracy is from another, before the other's name."""
+    verdict = told(difference)
+    if verdict == "alike":
+        return f"within {100 * SMALLEST:g} points of"
+    side = f"{abs(100 * difference.mean):.2f} points {'above' if difference.mean > 0 else 'below'}"
+    return side if verdict != UNCLEAR else f"{side}, but not clearly,"
 
 
 def _direction(a, b, measure, difference):
@@ -774,21 +831,15 @@ def _sides(table):
 
 
 def batch_message(frame):
-    """The caption's first sentence of the batch sizes: what the smallest batch, and the largest, cost."""
-    told_of = []
+    """The caption's first sentence of the batch sizes: the range of the accuracies at the smallest and the largest."""
+    sides = []
     for size in (frame["size"].min(), frame["size"].max()):
-        lost = {}
-        for method, rows in frame.groupby("method", sort=False):
-            if size in (of := rows.set_index("size").accuracy):
-                lost[method] = float(of.max() - of[size])
-                present.number(f"{_key(method)}.lost_at_batch_{size}", lost[method], unit="fraction")
-        worst = max(lost, key=lost.get)
-        told_of.append(f"{100 * lost[worst]:.1f} points ({present.short(worst)})")
-    small, large = told_of
-    return (
-        f"With {frame['size'].min()} images per batch, the largest loss from a method's best size is {small}; with "
-        f"{frame['size'].max()}, it is {large}."
-    )
+        of = frame[frame["size"] == size].set_index("method").accuracy
+        for method, accuracy in of.items():
+            present.number(f"{_key(method)}.at_batch_{size}", accuracy, unit="fraction")
+        ends = (f"{100 * of[m]:.1f} % ({present.short(m)})" for m in (of.idxmin(), of.idxmax()))
+        sides.append(f"{size} images per batch, accuracies range from {' to '.join(ends)}")
+    return f"With {'; with '.join(sides)}."
 
 
 def rates_of_sizes(plan, frame):
@@ -805,22 +856,24 @@ def when_sentence(frame):
     """When LN is better than BN: the sizes of batches at which one is above the other (see `told`). A size at which a
     run of either learnt next to nothing says only that its rates did not fit, and is named apart."""
     cells = frame.set_index(["method", "size"])
-    above, collapsed = {"LN": {}, "BN": {}}, []
+    above, lost = {"LN": {}, "BN": {}}, []
     for place, suffix in (("after the convolution", ""), ("after the dense layer", ", dense")):
         for size in sorted(frame["size"][frame.method == "BN" + suffix]):
             ln, bn = (cells.loc[(method + suffix, size)] for method in ("LN", "BN"))
             if ln.collapsed or bn.collapsed:
                 who = present.listed([m for m, cell in (("LN", ln), ("BN", bn)) if cell.collapsed])
-                collapsed.append(f"{size} images {place} ({who})")
+                lost.append(f"{size} images {place} ({who})")
                 continue
             found = statistics.paired_difference(ln.each, bn.each)
             if told(found) in ("higher", "lower"):
                 better = "LN" if found.mean > 0 else "BN"
                 gap = found if found.mean > 0 else statistics.paired_difference(bn.each, ln.each)
-                above[better].setdefault(place, []).append(f"{size} [by {points(gap)} points]")
+                above[better].setdefault(place, []).append(
+                    f"{size} images ({bn.steps:,} updates) [by {points(gap)} points]"
+                )
     sides = [
         f"{method} is better than {other} with batches of "
-        + " and of ".join(f"{present.listed(sizes)} images {place}" for place, sizes in above[method].items())
+        + " and of ".join(f"{present.listed(sizes)} {place}" for place, sizes in above[method].items())
         if above[method]
         else f"{method} is better than {other} at no batch size tried"
         for method, other in (("LN", "BN"), ("BN", "LN"))
@@ -833,13 +886,12 @@ def when_sentence(frame):
             if seeds > 1
             else "One seed does not tell LN and BN apart at any batch size"
         )
-    apart = (
-        f" Not counted, since a run learnt next to nothing: {present.listed(collapsed)}." if collapsed else ""
-    )
-    alone = f" ({seeds} seeds; at other sizes, {UNCLEAR}.)" if seeds > 1 else ""
+    apart = f" Not counted, since a run learnt next to nothing: {present.listed(lost)}." if lost else ""
+    others = "; at other sizes, not told apart" if any(above.values()) else ""
+    alone = f" ({seeds} seeds{others}.)" if seeds > 1 else ""
     return (
-        f"{told_of}.{apart}{alone} Under LN each image has its own statistics; under BN it shares the "
-        "batch's, and after a dense layer a batch holds a single value per image."
+        f"{told_of}.{apart}{alone} Under LN each image has its own statistics; under BN it shares the batch's, and "
+        "after a dense layer a batch holds a single value per image: of two, BN passes on little but which is larger."
     )
 
 
@@ -898,11 +950,6 @@ def _ended(histories):
     if not histories:
         return {"steps": "", "test accuracy, %": ""}
     return {"steps": f"{histories[0].run.steps:,}", "test accuracy, %": _mean_told(histories)}
-
-
-def collapsed(histories):
-    """How many of the runs diverged or learnt next to nothing."""
-    return sum(h.diverged or h.accuracy[-1] < tuning.COLLAPSED for h in histories)
 
 
 def _mean_told(histories):
@@ -965,6 +1012,7 @@ def equivalence_verdicts(curves, references):
             {
                 "claim": f"{method}: own and TensorFlow's reach the same test accuracy after {step:,} steps",
                 "own minus TensorFlow's, points": points(found),
+                "at most apart, points": 100 * max(-found.low, found.high),
                 "margin, points": 100 * MARGIN,
                 "p": found.p,
                 "verdict": {"equivalent": "holds", "different": "fails"}.get(found.verdict, found.verdict),
@@ -976,11 +1024,17 @@ def equivalence_verdicts(curves, references):
 
 
 def equivalence_message(table, seeds):
-    """The caption's first sentence of the test of equivalence."""
+    """The caption's first sentence of the test of equivalence; None stands for a table that a profile does not make."""
+    if table is None:
+        return "Whether our layers and TensorFlow's reach the same accuracy was not tested in this profile."
     counts = table.verdict.value_counts()
     words = {"holds": "equivalent", "fails": "different", "not settled": "not settled"}
-    told = ", ".join(f"{counts[v]} {word}" for v, word in words.items() if counts.get(v))
-    return f"Our layers against TensorFlow's over {len(seeds)} seeds, margin {100 * MARGIN:g} point: {told}."
+    verdicts = ", ".join(f"{counts[v]} {word}" for v, word in words.items() if counts.get(v))
+    return (
+        f"Over {len(seeds)} seeds, the test accuracies with our layers and with TensorFlow's differ by at most "
+        f"{table['at most apart, points'].max():.2f} points on average (90 % intervals); against a margin of "
+        f"{100 * MARGIN:g} points: {verdicts}."
+    )
 
 
 # --- exact facts and mechanisms ------------------------------------------------------------------------------------
@@ -1105,11 +1159,8 @@ def statistics_message(frame):
 def smoothness(frame):
     """Of `mechanisms.landscape` with several seeds: the medians over a training of the loss's range and of the
     gradient's change, two DataFrames with a row for each seed and a column for each method; of what diverged, inf."""
-    frame = frame.assign(range=frame.highest - frame.lowest)
-    return [
-        frame.pivot_table(measure, "seed", "method", "median", dropna=False).fillna(np.inf)
-        for measure in ("range", "change")
-    ]
+    frame = frame.assign(range=frame.highest - frame.lowest).fillna({"range": np.inf, "change": np.inf})
+    return [frame.pivot_table(measure, "seed", "method", "median") for measure in ("range", "change")]
 
 
 def landscape_message(frame):
@@ -1162,7 +1213,7 @@ def mechanism_message(table):
     """The caption's first sentence on the mechanisms of drift."""
     named = table.layer + ": " + table.mechanism
     of = {v: list(named[table.verdict == v]) for v in ("cannot", "round-off", "semantic", "below float32")}
-    small = f", {len(of['below float32'])} is below float32" if of["below float32"] else ""
+    small = f", {len(of['below float32'])} below float32" if of["below float32"] else ""
     for layer, band in table.groupby("layer").band.first().items():
         present.number(f"drift.band.{layer.lower()}", band)
     return (
@@ -1206,8 +1257,8 @@ def second_derivative_message(table):
     least, most = (100 * table[f"TensorFlow's, {which}"] for which in ("least", "most"))
     wrong = [f"{a:.2g} to {b:.2g} % ({m})" for m, a, b in zip(table.layer, least, most, strict=True)]
     return (
-        f"Over {table.examples.max()} random examples, TensorFlow's second derivatives are wrong by "
-        f"{present.listed(wrong)}, ours by at most {scientific(ours)}."
+        f"Over {table.examples.max()} random examples, along directions that also shift the inputs, TensorFlow's "
+        f"second derivatives are wrong by {present.listed(wrong)}, ours by at most {scientific(ours)}."
     )
 
 
@@ -1244,7 +1295,7 @@ def _above(difference):
     return (
         "above"
         if told(difference) == "higher"
-        else f"by less than the {100 * SMALLEST:g} points that matter above"
+        else f"on average by less than the {100 * SMALLEST:g} points that matter above"
     )
 
 

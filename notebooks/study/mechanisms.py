@@ -309,7 +309,7 @@ def landscape(
                     changes.append(
                         tf.linalg.global_norm([a - b for a, b in zip(there, gradients, strict=True)])
                     )
-                change = float(max(changes) / tf.linalg.global_norm(gradients))
+                change = float(np.max(changes) / tf.linalg.global_norm(gradients))
                 rows.append(
                     {
                         "method": method,
@@ -536,7 +536,7 @@ def arms(base, seeds):
     return {arm: [replace(short, seed=seed, **network.METHODS[arm]) for seed in seeds[:4]] for arm in ARMS}
 
 
-def start(base, methods=(*tuning.MAIN, *tuning.BOTH)):
+def start(base, methods=tuning.SEVERAL):
     """Networks before training.
 
     Returns:

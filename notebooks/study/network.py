@@ -40,6 +40,9 @@ METHODS = {
         "norm": "normlib:BatchNormalization",
         "options": (*_BATCH, ("center", False), ("scale", False)),
     },
+    # gamma starts so that activations are as large as without normalization
+    "BN, as large": {"norm": "study.controls:AsLargeBatchNormalization", "options": _BATCH},
+    "LN, as large": {"norm": "study.controls:AsLargeLayerNormalization", "options": _IMAGE},
     # controls
     "input": {
         "norm": "normlib:BatchNormalization",
@@ -133,7 +136,7 @@ def build(
     Args:
         input_shape: (height, width, channels).
         norm: import path of the normalization layer, or of a wrapper of layers with a kernel;
-            None for none.
+            None for none. One that takes a `seed`, such as for noise, is given the network's.
         options: the layer's arguments, as (name, value) pairs. `axis` is that of the images; on the
             flat features it is -1.
         where: what is normalized: of "input", the images, "conv" and "hidden", these layers'
@@ -156,6 +159,8 @@ def build(
             f"Expected a wrapper where there is a kernel, 'conv' or 'hidden'. Received: where={where!r}"
         )
     arguments = dict(options) | {"dtype": dtype}
+    if norm and "seed" in inspect.signature(norm_class).parameters:
+        arguments.setdefault("seed", seed)
 
     def with_kernel(cls, index, name, *args, **kwargs):
         layer = cls(*args, kernel_initializer=initial(seed, index, nudge), dtype=dtype, name=name, **kwargs)

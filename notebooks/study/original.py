@@ -320,7 +320,7 @@ def beside(found, curves):
             )
             rows.append((what, then, again, np.nan, same))
     table = pd.DataFrame(rows, columns=["what", "then", "again", "right", "verdict"])
-    verdict = np.where(table.again.isna(), "not run", np.where(table.verdict, "reproduced", "not"))
+    verdict = np.where(table.again.isna(), "not run", np.where(table.verdict, "reproduced", "not reproduced"))
     return table.assign(verdict=verdict)
 
 
@@ -332,7 +332,7 @@ def spread(curves):
     if len(values) < 2:
         return ""
     return (
-        f"Of single runs, beware: after {step} steps the seeds of the plain network have a standard deviation of "
+        f"Single runs vary: after {step} steps the seeds of the plain network have a standard deviation of "
         f"{100 * np.std(values, ddof=1):.1f} points ({curves['none'][0].run.dataset})."
     )
 
@@ -349,5 +349,5 @@ def message(table):
     left = f", {counts['not run']} not run" if "not run" in counts else ""
     return (
         f"With the layers and the training of 2019, {counts.get('reproduced', 0)} of its {len(table)} numbers are "
-        f"reproduced, {counts.get('not', 0)} not{left}."
+        f"reproduced, {counts.get('not reproduced', 0)} not{left}."
     )

@@ -54,6 +54,7 @@ PLACES = {
     "dense": ((1, 2), "after the dense layer"),
     "both": ((4, 1.5), "after both layers"),
     "after ReLU": ((8, 1.5, 2, 1.5), "after the ReLU"),
+    "as large": ((7, 1, 2, 1), "starting as large as without"),
 }
 
 # What is not a method has greys, and dashes and markers of an order: faults, axes, kinds of statistics.
@@ -138,7 +139,7 @@ def symbol(name):
 
 
 def number(name, value, interval=None, unit="", seeds=None):
-    """Record a number for results.json, and return it.
+    """Record a number for results.json.
 
     Args:
         name: dotted, such as "bn.accuracy.final".
@@ -154,7 +155,6 @@ def number(name, value, interval=None, unit="", seeds=None):
         "unit": unit,
         "seeds": seeds,
     }
-    return value
 
 
 def verdict(table, id, claim, measured, tolerance, holds, above=False):

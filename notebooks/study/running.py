@@ -171,9 +171,17 @@ def _workers(jobs, most):
     """How many processes: no more than asked for, than cores, than fit into memory, than there is work."""
     if jobs < 0:
         raise ValueError(f"Expected jobs of at least 0. Received: jobs={jobs}")
-    fit = max(1, int(psutil.virtual_memory().available // _needed_memory(_cache_folder())))
+    idle = psutil.Process().children()  # workers that wait for more, and are taken again
+    free = psutil.virtual_memory().available + sum(map(_memory, idle))
+    fit = max(1, int(free // _needed_memory(_cache_folder())))
     cores = joblib.effective_n_jobs(-1)  # here, or of the backend that joblib was told to use
     return min(jobs or cores, cores, fit, most)
+
+
+def _memory(process):
+    with contextlib.suppress(psutil.Error):  # it has ended
+        return process.memory_info().rss
+    return 0
 
 
 def _needed_memory(cache):
@@ -185,7 +193,7 @@ def _needed_memory(cache):
 
 def _measure_memory(cache):
     """Remember the memory of this process, if it is more than a worker is taken to need."""
-    size = psutil.Process().memory_info().rss
+    size = _memory(psutil.Process())
     if size > _needed_memory(cache):
         with contextlib.suppress(OSError):  # it is but for the number of workers
             _write(cache / "memory", str(size).encode())

@@ -12,8 +12,10 @@ from study import network, running, training
 
 MAIN = ("none", "BN", "LN", "WN")  # of these the hypotheses speak
 BOTH = ("BN, both", "LN, both")
+AS_LARGE = ("BN, as large", "LN, as large")
 DENSE = ("BN, dense", "LN, dense")
-OTHERS = ("LN-C", "GN", "IN", "RMS", "WN+MO", "input", "first", "affine", "DyT", *BOTH, *DENSE)
+OTHERS = ("LN-C", "GN", "IN", "RMS", "WN+MO", "input", "first", "affine", "DyT", *BOTH, *AS_LARGE, *DENSE)
+SEVERAL = (*MAIN, *BOTH, *AS_LARGE)  # are searched with several seeds
 MOST = 9  # rates for one method
 FEWER = 3  # seeds, for a method that no hypothesis speaks of
 CLOSE = 0.02  # a rate is about as good as the best within this accuracy
@@ -29,7 +31,7 @@ class Plan:
         others: what is tried beside MAIN: names of `network.METHODS`.
         exponents: of the first grid: rates 10^(k / 2).
         steps: of each run of the search.
-        seeds: over which the accuracy of MAIN and BOTH is averaged; the others are searched with the first alone.
+        seeds: over which the accuracy of SEVERAL is averaged; the others are searched with the first alone.
         widens: whether a grid of more than one rate widens where the best is at its edge.
         full: whether MAIN is trained at its own rates half as long as the profile's runs, and the others a quarter as
             long; else MAIN alone, a third as long.
@@ -82,7 +84,7 @@ def sweep(base, plan, methods=None, jobs=0):
         runs = {
             (method, k): [
                 replace(short, seed=base.seed + seed, learning_rate=10 ** (k / 2), **network.METHODS[method])
-                for seed in range(plan.seeds if method in (*MAIN, *BOTH) else 1)
+                for seed in range(plan.seeds if method in SEVERAL else 1)
             ]
             for method, exponents in grids.items()
             for k in sorted(exponents)
@@ -95,7 +97,7 @@ def sweep(base, plan, methods=None, jobs=0):
                 "rate": 10 ** (k / 2),
                 "accuracy": np.mean([_learnt(h) for h in histories]),
                 "diverged": sum(h.diverged for h in histories),
-                "collapsed": sum(_learnt(h) < COLLAPSED for h in histories),
+                "collapsed": collapsed(histories),
                 "seeds": len(histories),
             }
             for (method, k), histories in found.items()
@@ -122,6 +124,11 @@ def _widen(exponents, best):
 
 def _learnt(history):
     return GUESSING if history.diverged else float(history.accuracy[-1])
+
+
+def collapsed(histories):
+    """How many of the runs diverged or learnt next to nothing."""
+    return sum(_learnt(h) < COLLAPSED for h in histories)
 
 
 def _best(frame, method):
@@ -159,8 +166,8 @@ def at_best_rates(base, plan, rates, seeds):
     """The Runs of each method at its best learning rate, measured on held-out images and at the end on the test images.
 
     Returns:
-        dict method -> list of Run. Where the plan is full, MAIN over all seeds half as long as `base` and the others
-        over FEWER, a quarter as long (`part`); else MAIN alone, for a third.
+        dict method -> list of Run. Where the plan is full, MAIN over all seeds half as long as `base` and the others a
+        quarter as long (`part`), AS_LARGE over all seeds and the rest over FEWER; else MAIN alone, for a third.
     """
     lengths = {method: part(base, 2 if plan.full else 3) for method in MAIN}
     lengths |= {m: part(base) for m in plan.others if plan.full and m not in DENSE}
@@ -177,7 +184,7 @@ def at_best_rates(base, plan, rates, seeds):
                 test_at_end=True,
                 **network.METHODS[method],
             )
-            for seed in (seeds if method in MAIN else seeds[:FEWER])
+            for seed in (seeds if method in (*MAIN, *AS_LARGE) else seeds[:FEWER])
         ]
         for method, steps in lengths.items()
     }
@@ -229,7 +236,7 @@ def batch_sizes(base, plan, rates, jobs=0):
     Returns:
         DataFrame with columns method, size, rate, accuracy (on the held-out images at the end, mean over the seeds; a
         run that leaves the finite numbers has that of guessing), each (that of each seed), "at the edge" (whether its
-        rate is the lowest or the highest tried), seeds and collapsed (how many runs at this rate learnt next to
+        rate is the lowest or the highest tried), steps, seeds and collapsed (how many runs at this rate learnt next to
         nothing); and dict (method, size) -> list of History.
     """
     images = min(plan.images, base.steps * base.batch_size)
@@ -269,8 +276,9 @@ def batch_sizes(base, plan, rates, jobs=0):
             "accuracy": np.mean(each := [_learnt(h) for h in histories]),
             "each": each,
             "at the edge": _at_edge(grids[method, size], best[method, size]),
+            "steps": histories[0].run.steps,
             "seeds": len(histories),
-            "collapsed": sum(_learnt(h) < COLLAPSED for h in histories),
+            "collapsed": collapsed(histories),
         }
         for (method, size), histories in again.items()
     )
