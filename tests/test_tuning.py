@@ -191,21 +191,23 @@ def test_a_batch_size_that_diverges_counts_as_guessing_and_as_collapsed(batches)
 
 
 def test_every_method_runs_at_its_own_best_rate_and_meets_the_test_images_at_the_end():
-    rates = {m: 0.01 * k for k, m in enumerate((*tuning.MAIN, *PLAN.others), 1)}
+    plan = replace(PLAN, others=(*PLAN.others, *tuning.AS_LARGE))
+    rates = {m: 0.01 * k for k, m in enumerate((*tuning.MAIN, *plan.others), 1)}
     base = replace(BASE, steps=800)
-    runs = tuning.at_best_rates(base, PLAN, rates, list(range(8)))
+    runs = tuning.at_best_rates(base, plan, rates, list(range(8)))
     assert runs.keys() == rates.keys()
     for method, of_method in runs.items():
         main = method in tuning.MAIN
-        assert [run.seed for run in of_method] == list(range(8 if main else tuning.FEWER))
+        every = main or method in tuning.AS_LARGE
+        assert [run.seed for run in of_method] == list(range(8 if every else tuning.FEWER))
         for run in of_method:
             assert run.learning_rate == rates[method]
             assert run.norm == network.METHODS[method].get("norm")
             assert run.steps == (400 if main else 200)
             assert run.validation
             assert run.test_at_end
-    shorter = tuning.at_best_rates(base, replace(PLAN, full=False), rates, [5, 6])
-    assert shorter.keys() == set(tuning.MAIN)
+    shorter = tuning.at_best_rates(base, replace(plan, full=False), rates, [5, 6])
+    assert shorter.keys() == {*tuning.MAIN, *tuning.AS_LARGE}
     assert {run.steps for of_method in shorter.values() for run in of_method} == {300}
 
 

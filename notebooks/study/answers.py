@@ -169,24 +169,21 @@ def literature(
         holds(rate_error == 0),
         "not at all",
     )
-    last = depths[depths.layer == depths.layer.max()].set_index("method").cosine["BN"]
-    middle = depths[
-        (depths.method == "BN") & (depths.layer > 4) & (depths.layer < depths.layer.max() - 1)
-    ].growth.median()
+    cosine, growth = (of["BN"] for of in findings.at_depth(depths))
     row(
         "BN makes gradients grow with depth",
         "@yang2019",
         f"{np.pi / (np.pi - 1):.3f} times a layer",
-        f"{middle:.3f} times",
-        holds(abs(middle * (np.pi - 1) / np.pi - 1) < WITHIN),
+        f"{growth:.3f} times",
+        holds(abs(growth * (np.pi - 1) / np.pi - 1) < WITHIN),
         f"within {100 * WITHIN:g} %",
     )
     row(
         "BN keeps inputs apart",
         "@yang2019",
         f"cosine {1 / np.pi:.3f}",
-        f"{last:.3f}",
-        holds(abs(last * np.pi - 1) < WITHIN),
+        f"{cosine:.3f}",
+        holds(abs(cosine * np.pi - 1) < WITHIN),
         f"within {100 * WITHIN:g} %",
     )
     last = (

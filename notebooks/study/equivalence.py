@@ -160,19 +160,19 @@ def in_pairs(ours, theirs):
     return dict(zip(theirs, (list(ours.values())[i] for i in chosen), strict=True))
 
 
-def layer_differences(candidate, reference, shape=(100, 28, 28, 30), dtype="float32", seed=2612):
+def layer_differences(candidate, reference, shape=(100, 28, 28, 30), dtype="float32"):
     """Call both layers once on the same input with the same weights.
 
     Args:
         candidate, reference: the two layers.
-        shape, dtype, seed: as in `calls`.
+        shape, dtype: as in `calls`.
 
     Returns:
         DataFrame with one row for each of the outputs in inference and training, dx, the parameters' gradients and the
         moving statistics: `difference` is the largest absolute difference, `relative` the same in units of the largest
         absolute value of the reference.
     """
-    expected, found = calls([reference, candidate], shape, [dtype, dtype], seed)
+    expected, found = calls([reference, candidate], shape, [dtype, dtype])
     rows = []
     for name, of_reference in expected.items():
         difference, scale = (
@@ -184,19 +184,19 @@ def layer_differences(candidate, reference, shape=(100, 28, 28, 30), dtype="floa
     return pd.DataFrame(rows)
 
 
-def layer_errors(layers, shape=(100, 28, 28, 30), seed=2612, mean=0.0):
+def layer_errors(layers, shape=(100, 28, 28, 30), mean=0.0):
     """How exact layers are: the error of one call in float32, against the same call of the same layer in float64.
 
     Args:
         layers: dict name -> layer.
-        shape, seed, mean: as in `calls`.
+        shape, mean: as in `calls`.
 
     Returns:
         DataFrame with columns quantity and, for each layer, its largest error in units in the last place of the
         quantity's largest value.
     """
     many = [layer for layer in layers.values() for _ in range(2)]
-    found = iter(calls(many, shape, ["float32", "float64"] * len(layers), seed, mean))
+    found = iter(calls(many, shape, ["float32", "float64"] * len(layers), mean=mean))
     table = {}
     for name in layers:
         single, exact = next(found), next(found)
@@ -210,22 +210,23 @@ def layer_errors(layers, shape=(100, 28, 28, 30), seed=2612, mean=0.0):
 SECOND = (16, 6, 6, 8)  # shape of the input along which second derivatives are tried
 
 
-def second_derivative_error(path, options=(), shape=SECOND, seed=2612):
+def second_derivative_error(path, options=(), seed=2612):
     """How wrong a layer's second derivatives are: a Hessian-vector product, by automatic differentiation, against
     central differences of the layer's own first derivatives, in float64 and training mode.
 
     Args:
         path: import path of the layer.
-        options, shape, seed: as in `layer_differences`.
+        options: its arguments, as (name, value) pairs.
+        seed: of the input, of shape SECOND, of the loss and of the direction.
 
     Returns:
         The largest absolute difference, in units of the largest absolute value.
     """
     rng = np.random.default_rng(seed)
     # A direction with a mean of its own: what is wrong is how the mean moves the variance.
-    x, weights, direction = (tf.constant(rng.normal(mean, 1.0, shape)) for mean in (0, 0, 1))
+    x, weights, direction = (tf.constant(rng.normal(mean, 1.0, SECOND)) for mean in (0, 0, 1))
     layer = network.resolve(path)(**dict(options), dtype="float64")
-    layer.build(shape)
+    layer.build(SECOND)
 
     def gradient(x):
         with tf.GradientTape() as tape:
@@ -465,14 +466,13 @@ def mechanisms(method, own):
     }
 
 
-def mechanism_drifts(base, method, jobs=0, steps=None):
+def mechanism_drifts(base, method, jobs=0):
     """Train pairs of networks that differ in one mechanism each, in float32 and float64, on the embedded sample.
 
     Args:
-        base: the Run to start from.
+        base: the Run to start from; a seventieth of its steps are trained, DRIFT_STEPS at least.
         method: "BN", "LN" or "WN".
         jobs: as in `running.run_all`.
-        steps: how many. Default: a seventieth of the Run's, DRIFT_STEPS at least.
 
     Returns:
         DataFrame with columns mechanism, float32 and float64 (the largest difference of a traced parameter after the
@@ -480,7 +480,7 @@ def mechanism_drifts(base, method, jobs=0, steps=None):
         band (the same in float32 between the own layer and the farthest of its twins, or itself in float64: what
         float32 leaves open), steps and batch_size.
     """
-    steps = steps or max(DRIFT_STEPS, base.steps // 70)
+    steps = max(DRIFT_STEPS, base.steps // 70)
     base = replace(base, dataset="fashion_mnist", sample=True, steps=steps, **TRACED)
     own = replace(base, batch_size=20, **network.METHODS[method])  # few: float64 takes ten times as long
     pairs = mechanisms(method, own)

@@ -730,7 +730,7 @@ def changed_sentence(tuned, changed, method, what):
     """
     found = {m: beside(tuned, changed, m) for m in (method, "none")}
     if any(of is None for of in found.values()):
-        return f"{what}, nothing is settled here: it was not trained over seeds, or a run collapsed."
+        return f"{what}, nothing is settled here."
     compared = [
         f"{_from(d)} {present.short(m)}'s ({signed(100 * d.low)} to {signed(100 * d.high)})"
         for m, (d, _) in found.items()
@@ -1074,19 +1074,23 @@ def epsilon_message(shares):
     )
 
 
+def at_depth(frame):
+    """Of `mechanisms.depth`, by method: the cosine after the last layer, and the median growth in those between."""
+    layer = frame.layer
+    last, between = frame[layer == layer.max()], frame[(layer > 4) & (layer < layer.max() - 1)]
+    return last.set_index("method").cosine, between.groupby("method").growth.median()
+
+
 def depth_message(frame):
     """The caption's first sentence on depth."""
-    last = frame[frame.layer == frame.layer.max()].set_index("method")
-    middle = (
-        frame[(frame.layer > 4) & (frame.layer < frame.layer.max() - 1)].groupby("method").growth.median()
-    )
-    for method in last.index:
-        present.number(f"depth.{method.lower()}.cosine", last.cosine[method])
-        present.number(f"depth.{method.lower()}.growth", middle[method])
-    cosines = ", ".join(f"{last.cosine[m]:.2f} {present.words(m)}" for m in last.index)
+    cosine, growth = at_depth(frame)
+    for method in cosine.index:
+        present.number(f"depth.{method.lower()}.cosine", cosine[method])
+        present.number(f"depth.{method.lower()}.growth", growth[method])
+    cosines = ", ".join(f"{cosine[m]:.2f} {present.words(m)}" for m in cosine.index)
     return (
         f"After {int(frame.layer.max())} layers, different inputs have a mean cosine of {cosines}; from layer to layer "
-        f"back, the squared gradient grows {middle['BN']:.2f} times with BN."
+        f"back, the squared gradient grows {growth['BN']:.2f} times with BN."
     )
 
 

@@ -472,9 +472,9 @@ def symmetries_conserve(case):
     found = 0.0
     for method in (*METHODS, "WN"):
         length, biases, filters = trained(method)
-        moves = [biases] if method in ("RMS", "WN") else []
-        moves += [] if method == "LN-C" else [filters]
-        stays = [length, *({biases, filters} - set(moves))]
+        moves, stays = [], [length]
+        (moves if method in ("RMS", "WN") else stays).append(biases)
+        (stays if method == "LN-C" else moves).append(filters)
         found = max(found, *stays, *(0.0 if moved > TOLERANCE else 1.0 for moved in moves))
     return found
 

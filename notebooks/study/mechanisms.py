@@ -14,6 +14,7 @@ import normlib
 from study import equivalence, laws, network, running, training, tuning
 
 IMAGES = 400  # enough for statistics of activations
+SEED = 2612  # of random inputs
 
 
 def images(base, count=IMAGES):
@@ -132,7 +133,7 @@ def conservation(base, method, steps=100, every=10):
     layer = network.METHODS[method]
     model = network.build(dataset.x_train.shape[1:], seed=base.seed, **layer)
     order = training.batch_order(training.trained_on(dataset), base)[:steps]
-    variables = [v.value for v in model.trainable_variables]
+    variables = training.values_of(model.trainable_variables)
     conv, norm = model.layers[0], model.layers[1] if method in SYMMETRIES else None
     rest = model.layers[2 if norm else 1 :]
     kernel, bias = (getattr(getattr(conv, "layer", conv), name).value for name in ("kernel", "bias"))
@@ -193,7 +194,7 @@ def effective_learning_rate(base, factor=2.0, steps=20):
     for a in (1.0, factor):
         norm = network.METHODS["BN"] | {"options": (("epsilon", 2.0**-10 * a**2), ("momentum", 0.9))}
         model = network.build(dataset.x_train.shape[1:], seed=base.seed, **norm)
-        variables = [v.value for v in model.trainable_variables]
+        variables = training.values_of(model.trainable_variables)
         variables[0].assign(a * variables[0])
         # The first two are the filters and their bias.
         rates = [base.learning_rate * (a**2 if place < 2 else 1.0) for place in range(len(variables))]
@@ -222,7 +223,7 @@ def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
     dataset = _dataset(base)
     order = training.batch_order(training.trained_on(dataset), base)[: max(looks)]
     model = network.build(dataset.x_train.shape[1:], seed=base.seed, **network.METHODS["BN"])
-    variables = [v.value for v in model.trainable_variables]
+    variables = training.values_of(model.trainable_variables)
     norm = model.get_layer("norm_conv")
     norm.momentum = 0.0  # the moving statistics are each batch's: the averages are made below
     names = ("moving_mean", "moving_variance")
@@ -289,7 +290,7 @@ def landscape(
     rows = []
     for method in methods:
         model = network.build(dataset.x_train.shape[1:], seed=base.seed, **network.METHODS[method])
-        variables = [v.value for v in model.trainable_variables]
+        variables = training.values_of(model.trainable_variables)
         slope = tf.function(functools.partial(_gradients, model, variables), autograph=False)
 
         def move(start, gradients, way, variables=variables):
@@ -357,7 +358,7 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
         layers.append(keras.layers.Dense(network.CLASSES, kernel_initializer=network.initial(base.seed, 3)))
         model = keras.Sequential([keras.layers.InputLayer(x_train.shape[1:]), *layers])
         before = keras.Model(model.inputs, model.layers[-3].output)
-        variables = [v.value for v in model.trainable_variables]
+        variables = training.values_of(model.trainable_variables)
 
         @tf.function
         def stretch(first, last, model=model, variables=variables):
@@ -400,7 +401,7 @@ def gradient_penalty(layer_path, options=()):
     Returns:
         float array [32, 32].
     """
-    rng, batch, size = np.random.default_rng(2612), 16, 32
+    rng, batch, size = np.random.default_rng(SEED), 16, 32
     x, w, u = (
         tf.constant(rng.normal(0, s, shape))
         for s, shape in ((1, (batch, size)), (size**-0.5, (size, size)), (1, (size, 1)))
@@ -417,12 +418,11 @@ def gradient_penalty(layer_path, options=()):
     return outer.gradient(penalty, w).numpy()
 
 
-def second_derivatives(examples=10, seed=2612):
+def second_derivatives(examples=10):
     """Second derivatives of own layers and of TensorFlow's, and what becomes of a gradient penalty.
 
     Args:
         examples: how many random inputs, each with its direction.
-        seed: of the first.
 
     Returns:
         DataFrame with a row for each layer: how many values it averages, how many examples were tried, the own layer's
@@ -439,7 +439,7 @@ def second_derivatives(examples=10, seed=2612):
     for name, layer, options, sets in running.progress(layers, "second derivatives", unit="layer"):
         paths = {"own": f"normlib:{layer}", "TensorFlow's": f"keras.layers:{layer}"}
         own, theirs = (
-            [equivalence.second_derivative_error(path, options, seed=seed + k) for k in range(examples)]
+            [equivalence.second_derivative_error(path, options, seed=SEED + k) for k in range(examples)]
             for path in paths.values()
         )
         errors = {
@@ -491,7 +491,7 @@ def penalized_training(base, steps=200, rate=0.05, width=32, weight=10.0, every=
     for name, path in paths.items():
         layer = network.resolve(path)(dtype="float64")
         layer.build((None, width))
-        variables = [*(tf.Variable(w) for w in first), *(v.value for v in layer.trainable_variables)]
+        variables = [*(tf.Variable(w) for w in first), *training.values_of(layer.trainable_variables)]
 
         @tf.function(autograph=False)
         def step(x, sign, layer=layer, variables=variables):
@@ -560,7 +560,7 @@ def start(base, methods=tuning.SEVERAL):
 # --- small facts ------------------------------------------------------------------------------------------------------
 
 
-def small_facts(seed=2612):
+def small_facts():
     """What people stumble over, tried on one layer.
 
     Returns:
@@ -569,7 +569,7 @@ def small_facts(seed=2612):
         inference where trainable is False; `moved`, how far one call in training moves the moving mean;
         `bessel`, N / (N - 1) for N values, by name.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     x, dy = (tf.constant(rng.normal(1.0, 1.0, (16, 8))) for _ in range(2))
     layer = normlib.BatchNormalization(dtype="float64")
     layer.build(x.shape)
@@ -597,7 +597,7 @@ def small_facts(seed=2612):
     }
 
 
-def implementations(shape=(4, 2, 2, 3), seed=2612):
+def implementations():
     """What "TensorFlow's batch normalization" is: each layer's defaults, and what it takes for the moving variance.
 
     Returns:
@@ -606,7 +606,7 @@ def implementations(shape=(4, 2, 2, 3), seed=2612):
     """
     import tf_keras
 
-    x = np.random.default_rng(seed).normal(1.0, 2.0, shape).astype("float32")
+    x = np.random.default_rng(SEED).normal(1.0, 2.0, (4, 2, 2, 3)).astype("float32")
     biased = x.var(axis=(0, 1, 2), dtype="float64")
     bessel = x[..., 0].size / (x[..., 0].size - 1)
     rows = []
@@ -622,7 +622,7 @@ def implementations(shape=(4, 2, 2, 3), seed=2612):
         taken = np.mean((np.asarray(layer.moving_variance) - old) / (1 - old) / biased)
         rows.append((name, layer.epsilon, old, taken, "yes" if np.array_equal(inferred, alone) else "no"))
     _, _, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=x, scale=tf.ones(shape[-1]), offset=tf.zeros(shape[-1]), mean=[], variance=[], is_training=True
+        x=x, scale=tf.ones(3), offset=tf.zeros(3), mean=[], variance=[], is_training=True
     )
     rows.append(("tf.raw_ops.FusedBatchNormV3", 1e-4, None, np.mean(variance / biased), ""))
     frame = pd.DataFrame(rows, columns=["layer", "epsilon", "momentum", "variance", "inference"])

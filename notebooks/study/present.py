@@ -322,7 +322,7 @@ def _brief(value):
 # --- displays -------------------------------------------------------------------------------------------------------
 
 
-def figure(figure, label, message, reading="", runs=None, data=None):
+def figure(figure, label, message, reading="", runs=None):
     """Show a figure and its caption: first its message, then how to read it, then seeds and what the faint lines are.
 
     Args:
@@ -331,7 +331,6 @@ def figure(figure, label, message, reading="", runs=None, data=None):
         message: one sentence, what the figure shows.
         reading: how to read it.
         runs: the Histories drawn, from which the seeds are told.
-        data: DataFrame of what is drawn. Default None: what `drawn` finds in the figure.
     """
     points = drawn(figure)
     alt = f"{_kind(figure)} {_told(points)}".strip()  # what the caption does not say
@@ -347,7 +346,7 @@ def figure(figure, label, message, reading="", runs=None, data=None):
     about = _seeds(runs, faint) if runs else ""
     caption = " ".join(part for part in (f"**{message}**", reading, about) if part)
     record = {"kind": "figure", "label": label, "caption": caption, "alt": alt}
-    record["data"] = (points if data is None else data).to_csv(index=False, float_format="%.7g")
+    record["data"] = points.to_csv(index=False, float_format="%.7g")
     _show({"image/svg+xml": svg.getvalue(), "text/plain": alt}, record)
     _show_caption(label, caption)
 

@@ -72,7 +72,7 @@ def mean_interval(values, confidence=0.95):
     return float(mean), float(mean - half_width), float(mean + half_width)
 
 
-def paired_difference(a, b, confidence=0.95):
+def paired_difference(a, b):
     """Compare two methods over the same seeds.
 
     The sign-flip test (Fisher, 1935; Pitman, 1937) asks how many of the 2^n ways to swap a and b within the pairs give
@@ -81,10 +81,9 @@ def paired_difference(a, b, confidence=0.95):
 
     Args:
         a, b: values of the two methods, the same seed at the same place; 1 to 16 pairs.
-        confidence: coverage of the interval, between 0 and 1. Default 0.95.
 
     Returns:
-        A Difference.
+        A Difference, its interval the 95 % t-interval.
 
     Raises:
         ValueError: if a and b are not pairs of finite numbers, or are more than 16.
@@ -98,7 +97,7 @@ def paired_difference(a, b, confidence=0.95):
     round_off = 1e-12 * np.abs(differences).sum()
     p = np.mean(sums >= sums[0] - round_off)  # sums[0] swaps nothing
     superiority = np.mean(differences > 0) + np.mean(differences == 0) / 2
-    return Difference(*mean_interval(differences, confidence), float(p), float(superiority), n)
+    return Difference(*mean_interval(differences), float(p), float(superiority), n)
 
 
 def equivalence(a, b, margin, alpha=0.05):

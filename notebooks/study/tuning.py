@@ -33,8 +33,7 @@ class Plan:
         steps: of each run of the search.
         seeds: over which the accuracy of SEVERAL is averaged; the others are searched with the first alone.
         widens: whether a grid of more than one rate widens where the best is at its edge.
-        full: whether MAIN is trained at its own rates half as long as the profile's runs, and the others a quarter as
-            long; else MAIN alone, a third as long.
+        full: whether all methods are trained at their own rates (`at_best_rates`); else MAIN and AS_LARGE alone.
         sizes, images: of the batches, and how many images each size is trained on.
         around: exponents of the first grid of each size: 10^(k / 2) times the rate in proportion to the batch, with the
             first seed.
@@ -167,9 +166,9 @@ def at_best_rates(base, plan, rates, seeds):
 
     Returns:
         dict method -> list of Run. Where the plan is full, MAIN over all seeds half as long as `base` and the others a
-        quarter as long (`part`), AS_LARGE over all seeds and the rest over FEWER; else MAIN alone, for a third.
+        quarter as long (`part`), AS_LARGE over all seeds and the rest over FEWER; else MAIN and AS_LARGE, for a third.
     """
-    lengths = {method: part(base, 2 if plan.full else 3) for method in MAIN}
+    lengths = {method: part(base, 2 if plan.full else 3) for method in (*MAIN, *AS_LARGE) if method in rates}
     lengths |= {m: part(base) for m in plan.others if plan.full and m not in DENSE}
     return {
         method: [
