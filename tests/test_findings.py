@@ -10,6 +10,7 @@ import pytest
 from study import (
     answers,
     equivalence,
+    explanations,
     findings,
     laws,
     mechanisms,
@@ -17,9 +18,11 @@ from study import (
     original,
     present,
     running,
+    sameness,
     statistics,
     training,
     tuning,
+    wording,
 )
 
 
@@ -87,17 +90,17 @@ def trained_apart(candidate):
 @pytest.mark.slow
 def test_the_own_layer_is_the_same_and_wrong_ones_are_not(recorded):
     apart, drifts = trained_apart(BN)
-    findings.same_verdicts("BN", apart, drifts)
+    sameness.same_verdicts("BN", apart, drifts)
     assert set(recorded) == {"bn.drift", "bn.paired.float64", "bn.paired.float32"}
     assert recorded["bn.drift"]
     assert recorded["bn.paired.float64"]
     for fault in ("detached variance", "epsilon outside the root"):
         recorded.clear()
         apart, drifts = trained_apart(faulty(fault))
-        findings.same_verdicts("BN", apart, drifts)
+        sameness.same_verdicts("BN", apart, drifts)
         assert len(recorded) == 3
         assert not any(recorded.values()), fault
-        assert "More than rounding separates" in findings.same_sentence("BN", apart)
+        assert "More than rounding separates" in sameness.same_sentence("BN", apart)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +118,9 @@ def test_each_criterion_of_equality_can_fail_alone(change, failing, recorded):
     apart = {"float64": 5e-13, "float32": 1.9e-6, "twin": 1e-6, "rounding": 4e-7, "steps": 10} | change
     drift = apart.pop("drift", 0.5e-9)
     drifts = {equivalence.NO_FAULT: drift_to(1e-3), equivalence.NO_FAULT_64: drift_to(drift)}
-    findings.same_verdicts("BN", apart, drifts)
+    sameness.same_verdicts("BN", apart, drifts)
     assert {name for name, holds in recorded.items() if not holds} == failing
-    assert ("Nothing but rounding separates" in findings.same_sentence("BN", apart)) == (
+    assert ("Nothing but rounding separates" in sameness.same_sentence("BN", apart)) == (
         failing <= {"bn.drift"}
     )
 
@@ -145,23 +148,23 @@ def test_the_drift_is_attributed_to_what_makes_it(repeated, unpaired, exact, mes
         equivalence.NO_FAULT_64: exact,
     }
     drifts = {name: drift_to(size) for name, size in sizes.items()}
-    assert findings.attribution_message(drifts).startswith(message)
-    of_the_loop = findings.drift_message(drifts, drifts[equivalence.BOTH_FAULTS])
+    assert sameness.attribution_message(drifts).startswith(message)
+    of_the_loop = sameness.drift_message(drifts, drifts[equivalence.BOTH_FAULTS])
     assert of_the_loop.startswith("The drift is not due to the layers") == (
         repeated == 1e-2 and exact < 1e-11
     )
     assert "+0.5000 (γ)" in of_the_loop  # what is drawn: the means
-    others = findings.drift_message(drifts, drifts[equivalence.BOTH_FAULTS], same_layers=False)
+    others = sameness.drift_message(drifts, drifts[equivalence.BOTH_FAULTS], same_layers=False)
     assert "not due to the layers" not in others and others[-60:] == of_the_loop[-60:]
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float32", 2e-4), ("float64", 2e-12)])
 def test_one_call_beyond_round_off_fails(dtype, relative, recorded):
     differences = pd.DataFrame({"dtype": ["float32", "float64"], "relative": [1e-6, 1e-14]})
-    assert "by round-off alone" in findings.one_call_message("BN", differences)
+    assert "by round-off alone" in sameness.one_call_message("BN", differences)
     assert all(recorded.values())
     differences.loc[len(differences)] = {"dtype": dtype, "relative": relative}
-    assert "by more than round-off" in findings.one_call_message("BN", differences)
+    assert "by more than round-off" in sameness.one_call_message("BN", differences)
     assert {name: name.endswith(dtype) for name in recorded} == {name: not h for name, h in recorded.items()}
 
 
@@ -171,7 +174,7 @@ def test_one_call_beyond_round_off_fails(dtype, relative, recorded):
 def test_a_broken_law_is_counted(recorded, monkeypatch):
     tried = {"kept": ("", lambda case: 0.5 * case), "broken": ("", lambda case: 2.0 * case)}
     monkeypatch.setattr(laws, "LAWS", tried)
-    assert findings.law_verdicts("V1", laws.measure(laws.TOLERANCE)) == (1, 2)
+    assert explanations.law_verdicts("V1", laws.measure(laws.TOLERANCE)) == (1, 2)
     assert recorded == {"law.kept": True, "law.broken": False}
 
 
@@ -180,7 +183,7 @@ def test_every_wrong_field_of_the_invariances_counts(wrong, recorded):
     expected = np.array([[True, False], [False, True]])
     invariant = expected.copy()
     invariant.flat[:wrong] ^= True
-    assert findings.invariance_verdict(invariant, expected) == 4 - wrong
+    assert explanations.invariance_verdict(invariant, expected) == 4 - wrong
     assert recorded["invariances"] == (wrong == 0)
 
 
@@ -200,7 +203,7 @@ def test_every_wrong_field_of_the_invariances_counts(wrong, recorded):
 def test_what_training_moves_is_not_conserved(method, changed, failing, recorded):
     values = {"bias": 1e-6, "length": 1e-6, "filters": 1e-2, "kernel": 0.1, "growth": 0.1} | changed
     frame = pd.DataFrame(values, [0, 1])
-    message = findings.conservation_verdicts({method: frame})
+    message = explanations.conservation_verdicts({method: frame})
     key = method.lower()
     assert recorded == {
         f"conserved.{key}.{name}": name not in failing for name in ("bias", "length", "filters")
@@ -211,12 +214,12 @@ def test_what_training_moves_is_not_conserved(method, changed, failing, recorded
 def test_a_wrong_second_derivative_fails(recorded):
     table = pd.DataFrame({"layer": ["BN", "LN"], "examples": 4, "own, most": [1e-9, 1e-3]})
     table = table.assign(**{"TensorFlow's, least": [0.1, 0.3], "TensorFlow's, most": [0.2, 0.4]})
-    findings.second_derivative_verdicts(table)
+    explanations.second_derivative_verdicts(table)
     assert recorded == {"second.bn": True, "second.ln": False}
     assert (
         "Over 4 random examples, along directions that also shift the inputs, TensorFlow's second derivatives are "
         "wrong by 10 to 20 % (BN) and 30 to 40 % (LN), ours by at most 1.0 × 10⁻³."
-        in findings.second_derivative_message(table)
+        in explanations.second_derivative_message(table)
     )
 
 
@@ -233,10 +236,10 @@ def test_a_wrong_second_derivative_fails(recorded):
 )
 def test_a_mechanism_is_judged_by_what_float64_leaves(float32, float64, verdict, pending):
     table = mechanisms_table(float32=[float32, 1.0], float64=[float64, 1.0])
-    table = findings.mechanism_verdicts(table)
+    table = sameness.mechanism_verdicts(table)
     assert list(table.verdict) == [verdict, "semantic"]
     assert [row["verdict"] for row in pending["verdicts"]] == [verdict, "semantic"]
-    message = findings.mechanism_message(table)
+    message = sameness.mechanism_message(table)
     assert message.startswith(f"{1 + (verdict == 'semantic')} of 2 mechanisms")
     assert ("0 are round-off, 1 cannot move" in message) == (verdict == "cannot")
     assert ("1 are round-off, 0 cannot move" in message) == (verdict == "round-off")
@@ -262,7 +265,7 @@ def mechanisms_table(**columns):
 )
 def test_round_off_outside_the_band_is_told(float32, rounding, message):
     table = mechanisms_table(float32=[float32, 1.0], float64=[1e-15, 1.0], rounding=rounding)
-    assert message in findings.band_message(findings.mechanism_verdicts(table))
+    assert message in sameness.band_message(sameness.mechanism_verdicts(table))
 
 
 def test_rounding_is_that_of_either_network_of_a_pair(monkeypatch):
@@ -291,8 +294,8 @@ def test_rounding_is_that_of_either_network_of_a_pair(monkeypatch):
 )
 def test_the_less_exact_layer_is_told(theirs, message):
     errors = pd.DataFrame({"quantity": ["y", "dx"], "own": 1.0, "TensorFlow's": theirs})
-    assert message in findings.exactness_message("BN", errors)
-    worse = findings.exactness_message("BN", errors.assign(own=[1.0, 10.0], **{"TensorFlow's": [1.0, 0.0]}))
+    assert message in sameness.exactness_message("BN", errors)
+    worse = sameness.exactness_message("BN", errors.assign(own=[1.0, 10.0], **{"TensorFlow's": [1.0, 0.0]}))
     assert worse == "In float32 our BN is 20 times less exact than TensorFlow's in dx."
 
 
@@ -313,7 +316,7 @@ def test_the_reason_is_what_costs_most(rows, repeated, message, pending):
         frozenset(names): [rows + repeated] * 2,
     }
     table = original.shares(values, names, "accuracy")
-    assert message in findings.reason_sentence(table, "mnist", original.STEPS)
+    assert message in sameness.reason_sentence(table, "mnist", original.STEPS)
     assert "ln.reason.accuracy.rows" in pending["numbers"]
 
 
@@ -324,11 +327,11 @@ def test_no_reason_is_named_that_another_seed_would_not_name():
     table = original.shares(
         {frozenset(whose[k] for k in key): of for key, of in values.items()}, names, "accuracy"
     )
-    assert findings.reason_message(table, original.STEPS) == (
+    assert sameness.reason_message(table, original.STEPS) == (
         "As trained in 2019, TensorFlow's layer ends 1.25 points lower (2 seeds: 0.90 to 1.60): rows alone makes a "
         "difference of −1.30 to −0.40, though not surely most of it; without it −0.40 is left."
     )
-    assert findings.reason_message(table, 166).startswith("In 166 of 2,750 steps, ")
+    assert sameness.reason_message(table, 166).startswith("In 166 of 2,750 steps, ")
 
 
 def test_the_reason_is_named_by_the_interval_of_its_seeds():
@@ -336,13 +339,13 @@ def test_the_reason_is_named_by_the_interval_of_its_seeds():
     values = {"": 0 * chance, "a": -0.02 + chance, "b": -0.002 - chance, "ab": -0.022 + 0 * chance}
     values = {frozenset(k): v for k, v in values.items()}
     table = original.shares(values, ("a", "b"), "accuracy")
-    assert findings.reason_message(table, original.STEPS).endswith(", 89 % of it due to a.")
+    assert sameness.reason_message(table, original.STEPS).endswith(", 89 % of it due to a.")
     row = table.set_index("mechanism").loc["a"]
     assert [row.low, row.high] == pytest.approx(statistics.mean_interval(-0.02 + chance)[1:])
     assert list(table.leads) == [True, False, False, False, False]
     values[frozenset("a")] = -0.02 + 10 * chance  # the same mean, but not sure
     assert not original.shares(values, ("a", "b"), "accuracy").leads.any()
-    assert findings.over(3).endswith("95 % t-interval") and findings.over(2).endswith("lowest and highest")
+    assert sameness.over(3).endswith("95 % t-interval") and sameness.over(2).endswith("lowest and highest")
 
 
 def test_no_roughness_is_told_of_curves_that_were_measured_seldom():
@@ -363,58 +366,58 @@ def test_the_budget_names_every_method_once():
 def test_a_difference_of_either_sign_has_no_shares():
     values = {"": [0.0, 0.0], "a": [0.02, 0.01], "b": [-0.01, -0.02], "ab": [-0.01, 0.005]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
-    assert findings.reason_message(table, original.STEPS) == (
+    assert sameness.reason_message(table, original.STEPS) == (
         "As trained in 2019, which layer ends higher is not settled (TensorFlow's minus own: −1.00 to +0.50 points); "
         "a alone accounts for +1.50 points."
     )
-    assert findings.shares_message(table) == (
+    assert sameness.shares_message(table) == (
         "The sign of the difference in accuracy (−0.0025) is not settled."
     )
-    assert set(findings.shares_shown(table).share) == {""}
+    assert set(sameness.shares_shown(table).share) == {""}
 
 
 def test_what_only_the_differences_together_do_is_no_single_ones_share():
     values = {"": [0.0], "a": [0.01], "b": [0.0], "ab": [-0.02]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
     told = "lower than the study's own, because the differences interact: without a +0.00 is left."
-    assert f"2.00 points {told}" in findings.reason_sentence(table, "mnist", original.STEPS)
-    assert list(findings.shares_shown(table).share) == ["−50 %", "0 %", "150 %", "0 %", "100 %"]
+    assert f"2.00 points {told}" in sameness.reason_sentence(table, "mnist", original.STEPS)
+    assert list(sameness.shares_shown(table).share) == ["−50 %", "0 %", "150 %", "0 %", "100 %"]
 
 
 def test_what_is_left_of_larger_effects_is_not_given_to_one():
     values = {"": [0.0], "a": [0.05], "b": [0.0], "ab": [0.01]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
-    assert findings.shares_message(table) == (
+    assert sameness.shares_message(table) == (
         "The difference in accuracy (+0.0100) is the remainder of larger, opposing ones (a +0.0500, their interaction "
         "−0.0400); without a, nothing is left."
     )
-    assert set(findings.shares_shown(table).share) == {""}
+    assert set(sameness.shares_shown(table).share) == {""}
 
 
 def test_what_opposes_a_difference_is_not_its_cause():
     values = {"": [0.0], "a": [0.6], "b": [-1.4], "ab": [1.0]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
-    told = findings.shares_message(table.assign(share=[0.6, -1.4, 1.8, 0.0, 1.0]))
+    told = sameness.shares_message(table.assign(share=[0.6, -1.4, 1.8, 0.0, 1.0]))
     assert told.startswith(
         "180 % of the difference in accuracy (+1.0000) comes from several together, partly offset by b"
     )
-    told = findings.shares_message(table.assign(share=[0.6, -2.5, 1.9, 0.0, 1.0]))
+    told = sameness.shares_message(table.assign(share=[0.6, -2.5, 1.9, 0.0, 1.0]))
     assert "is the remainder of larger, opposing ones (their interaction" in told
-    assert set(findings.shares_shown(table.assign(share=[0.6, -2.5, 1.9, 0.0, 1.0])).share) == {""}
+    assert set(sameness.shares_shown(table.assign(share=[0.6, -2.5, 1.9, 0.0, 1.0])).share) == {""}
 
 
 def test_a_difference_that_makes_less_than_half_with_one_seed_is_not_the_reason():
     values = {"": [0.0, 0.0], "a": [-0.004, -0.02], "b": [0.0, 0.0], "ab": [-0.01, -0.02]}
     table = original.shares({frozenset(k): v for k, v in values.items()}, ("a", "b"), "accuracy")
-    assert findings.reason_message(table, original.STEPS).endswith(
+    assert sameness.reason_message(table, original.STEPS).endswith(
         "a alone makes a difference of −2.00 to −0.40, though not surely most of it; without it +0.00 is left."
     )
 
 
 def test_where_nothing_differs_there_are_no_shares():
     table = original.shares({frozenset(k): [0.0] for k in ("", "a", "b", "ab")}, ("a", "b"), "accuracy")
-    assert findings.shares_message(table) == "There is no difference in accuracy."
-    assert set(findings.shares_shown(table).share) == {""}
+    assert sameness.shares_message(table) == "There is no difference in accuracy."
+    assert set(sameness.shares_shown(table).share) == {""}
 
 
 def test_what_could_not_be_measured_is_not_called_the_same():
@@ -425,19 +428,19 @@ def test_what_could_not_be_measured_is_not_called_the_same():
             "roughness": dict.fromkeys(("", "a", "b", "ab"), np.nan),
         }.items()
     ]
-    told = findings.shares_message(pd.concat(found))
+    told = sameness.shares_message(pd.concat(found))
     assert told.endswith("; roughness could not be measured.")
-    assert set(findings.shares_shown(pd.concat(found)).quantity) == {"accuracy"}
+    assert set(sameness.shares_shown(pd.concat(found)).quantity) == {"accuracy"}
 
 
 def test_what_only_acts_together_is_told_by_what_it_takes_away():
     sizes = {"": 0, "a": 0, "b": 0.1, "c": 0, "ab": 1, "ac": 0, "bc": 0.1, "abc": 1}
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
     told = "90 % of the difference in γ (+1.0000) comes from b and a together (each alone at most 10 %)."
-    assert findings.shares_message(table) == told
+    assert sameness.shares_message(table) == told
     sizes |= {"bc": 0.8, "ab": 0.9}  # without a, too, most is left
     table = original.shares({frozenset(k): [v] for k, v in sizes.items()}, ("a", "b", "c"), "γ")
-    assert findings.shares_message(table) == told.replace(
+    assert sameness.shares_message(table) == told.replace(
         "b and a together (each alone at most 10 %)",
         "several together (each alone at most 10 %; without b, nothing is left)",
     )
@@ -458,9 +461,9 @@ def test_the_landscapes_sentence_follows_the_median_ranges(ranges, message):
     rows = [(method, 1.0, 1.0 + size) for method, size in ranges.items() for _ in range(2)]
     rows += [(method, 0.0, 99.0) for method in ranges]
     frame = pd.DataFrame(rows, columns=["method", "lowest", "highest"]).assign(seed=1, change=1.0)
-    assert findings.landscape_message(frame).endswith(message)
+    assert explanations.landscape_message(frame).endswith(message)
     other = frame.assign(seed=2, highest=frame.lowest + 2.0)  # with this seed, all are alike
-    assert findings.landscape_message(pd.concat([frame, other])).endswith(
+    assert explanations.landscape_message(pd.concat([frame, other])).endswith(
         "(medians, mean of 2 seeds): no method makes it clearly smaller."
     )
 
@@ -468,7 +471,7 @@ def test_the_landscapes_sentence_follows_the_median_ranges(ranges, message):
 def test_a_training_that_leaves_the_finite_numbers_is_not_smooth():
     frame = pd.DataFrame({"seed": 1, "method": "BN", "step": range(5), "lowest": 0.0})
     frame = frame.assign(highest=[0.5, 0.5, np.nan, np.nan, np.inf], change=[1.0, 1.0, 1.0, np.nan, np.nan])
-    assert [of.loc[1, "BN"] for of in findings.smoothness(frame)] == [np.inf, 1.0]
+    assert [of.loc[1, "BN"] for of in explanations.smoothness(frame)] == [np.inf, 1.0]
 
 
 @pytest.mark.parametrize(("steady", "restless"), [("BN", "none"), ("none", "BN")])
@@ -482,7 +485,7 @@ def test_the_percentiles_sentence_follows_the_data(steady, restless):
     )
     wander = {steady: "0.25", restless: "3.00"}
     right = {steady: "90 %", restless: "30 %"}
-    assert findings.percentile_message(frame) == (
+    assert explanations.percentile_message(frame) == (
         f"The median input of a deep unit has a range of {wander['none']} without BN and {wander['BN']} with BN; "
         f"the network ends at {right['none']} and {right['BN']}."
     )
@@ -599,15 +602,15 @@ def test_own_and_tensorflows_accuracies_are_equivalent_different_or_not_settled(
 ):
     own = {"BN": [history([0.7, 0.8], seed) for seed in range(6)]}
     theirs = {"BN": [history([0.7, 0.8 - shift + spread * (-1) ** seed], seed) for seed in range(6)]}
-    table = findings.equivalence_verdicts(own, theirs)
+    table = sameness.equivalence_verdicts(own, theirs)
     assert list(table.verdict) == [verdict] == [row["verdict"] for row in pending["verdicts"]]
     words = {"holds": "equivalent", "fails": "different", "not settled": "not settled"}
-    told = findings.equivalence_message(table, range(6))
+    told = sameness.equivalence_message(table, range(6))
     assert told.endswith(f"; against a margin of 0.1 points: 1 {words[verdict]}.")
     ends = [100 * abs(end) for end in pending["numbers"]["bn.own_minus_tensorflow"]["interval"]]
     assert table["at most apart, points"].tolist() == [pytest.approx(max(ends))]
     assert f"differ by at most {max(ends):.2f} points on average" in told
-    assert "not tested in this profile" in findings.equivalence_message(None, range(6))
+    assert "not tested in this profile" in sameness.equivalence_message(None, range(6))
 
 
 def by_batch_of(cells):
@@ -657,8 +660,8 @@ def test_a_size_at_which_seeds_disagree_is_not_named():
 
 
 def test_a_difference_that_rounds_to_nothing_has_no_minus():
-    assert findings.signed(-0.001) == findings.signed(0.0) == "+0.00"
-    assert findings.signed(-0.01) == "−0.01"
+    assert wording.signed(-0.001) == wording.signed(0.0) == "+0.00"
+    assert wording.signed(-0.01) == "−0.01"
 
 
 @pytest.mark.parametrize(("around", "told"), [((0,), "at the rate in"), ((-1, 0, 1), "; 1 of 2 best rates")])

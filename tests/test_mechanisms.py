@@ -10,7 +10,7 @@ import tensorflow as tf
 from references import assert_close, random
 
 import normlib
-from study import controls, findings, mechanisms, network, present, training
+from study import controls, explanations, mechanisms, network, present, training
 
 BASE = training.Run(sample=True, steps=4, batch_size=20)
 BN = network.METHODS["BN"]
@@ -103,15 +103,15 @@ def test_a_training_conserves_what_the_output_does_not_feel_and_nothing_else(mon
     methods = ("BN", "GN", "LN-C", "RMS", "WN")
     frames = {m: mechanisms.conservation(BASE, m, every=2) for m in methods}
     assert list(frames["BN"].step) == [2, 4]
-    assert findings.conservation_verdicts(frames).startswith("What the output does not feel")
+    assert explanations.conservation_verdicts(frames).startswith("What the output does not feel")
     assert all(held.values())
     assert len(held) == 15
-    findings.conservation_verdicts({"LN-C": frames["BN"], "BN": frames["RMS"]})
+    explanations.conservation_verdicts({"LN-C": frames["BN"], "BN": frames["RMS"]})
     assert not held["conserved.ln-c.filters"]
     assert not held["conserved.bn.bias"]
     # Without normalization, the lengths follow no such law; without epsilon's share, those before BN do not either.
     none = mechanisms.conservation(BASE, "none", every=2)
-    findings.conservation_verdicts({"none": none})
+    explanations.conservation_verdicts({"none": none})
     assert not held["conserved.none.length"]
     assert frames["BN"].pythagoras.max() > 100 * frames["BN"].length.max()
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from study import findings, laws, network, present, statistics
-from study.findings import beside, compare, over_training, points, scientific, signed, told, when_sentence
+from study import explanations, findings, laws, network, present, statistics
+from study.findings import beside, compare, over_training, told, when_sentence
 from study.tuning import collapsed
+from study.wording import points, scientific, signed
 
 # Table 1 of Ba et al. (2016): whether BN's, LN's and WN's outputs stay the same.
 TABLE_1 = {
@@ -169,7 +170,7 @@ def literature(
         holds(rate_error == 0),
         "not at all",
     )
-    cosine, growth = (of["BN"] for of in findings.at_depth(depths))
+    cosine, growth = (of["BN"] for of in explanations.at_depth(depths))
     row(
         "BN makes gradients grow with depth",
         "@yang2019",
@@ -265,11 +266,11 @@ def literature(
         if told(noise) == findings.UNCLEAR
         else holds(told(noise) in ("alike", "higher"), told(over) == "higher"),
     )
-    smoothness = findings.smoothness(along)
+    smoothness = explanations.smoothness(along)
     ranges, change = (of.mean() for of in smoothness)
     ratios = [of["BN"] / of["none"] for of in smoothness]  # of each seed
-    smoother = [(of < findings.SMOOTHER).all() for of in ratios]
-    rougher = [(of > 1 / findings.SMOOTHER).all() for of in ratios]
+    smoother = [(of < explanations.SMOOTHER).all() for of in ratios]
+    rougher = [(of > 1 / explanations.SMOOTHER).all() for of in ratios]
     seeds = "one seed" if along.seed.nunique() == 1 else f"mean of {along.seed.nunique()} seeds"
     row(
         "BN makes the loss smoother along the steps",
@@ -278,7 +279,7 @@ def literature(
         f"range of the loss {ranges['BN']:.2f} against {ranges['none']:.2f} nats, relative change of the gradient "
         f"{change['BN']:.1f} against {change['none']:.1f} (medians; one rate, {seeds})",
         holds(all(smoother), any(smoother)) if any(smoother + rougher) else "not settled",
-        f"both under {findings.SMOOTHER:g} times as large with every seed; partly: one",
+        f"both under {explanations.SMOOTHER:g} times as large with every seed; partly: one",
     )
     right = sigmoid.groupby("method").accuracy.last()
     better = right["BN"] - right["none"]
