@@ -26,11 +26,11 @@ METHODS = ("none", "BN", "LN", "WN")
 
 def serve(kind, method, threads, steps, connection):
     """A contender: for each message, train some steps and send the milliseconds per step."""
+    from study import data, network, training  # isort: skip  # first: it switches oneDNN on, here for Keras too
+
     import keras
     import tensorflow as tf
     from tensorflow.python.framework import config as tensorflow_config
-
-    from study import data, network, training
 
     if kind == "keras":
         tensorflow_config.disable_op_determinism()
