@@ -297,19 +297,22 @@ def test_noise_is_that_of_the_seed(rng):
         assert int(layer.noise) == run.seed
 
 
-@pytest.mark.parametrize("kind", [controls.AsLargeBatchNormalization, controls.AsLargeLayerNormalization])
-def test_a_normalization_starts_as_large_as_none(kind, rng):
+@pytest.mark.parametrize(
+    ("kind", "plain", "options"),
+    [
+        (controls.AsLargeBatchNormalization, normlib.BatchNormalization, {"training": True}),
+        (controls.AsLargeLayerNormalization, normlib.LayerNormalization, {}),
+    ],
+)
+def test_a_normalization_starts_as_large_as_none(kind, plain, options, rng):
     x = 3.0 * random(rng, (8, 4, 4, 5)) + 2.0
     layer = kind(epsilon=0.0, dtype="float64")
     layer(x)  # in inference nothing starts
     y = layer(x, training=True)
     assert_close(layer.gamma, np.full(5, np.std(x)), 1e-12)
-    assert_close(y, np.std(x) * kind.__mro__[2](epsilon=0.0, dtype="float64")(x, **TRAINS[kind]), 1e-12)
+    assert_close(y, np.std(x) * plain(epsilon=0.0, dtype="float64")(x, **options), 1e-12)
     layer(5.0 * x, training=True)
     assert_close(layer.gamma, np.full(5, np.std(x)), 1e-12)  # set once
-
-
-TRAINS = {controls.AsLargeBatchNormalization: {"training": True}, controls.AsLargeLayerNormalization: {}}
 
 
 @pytest.mark.parametrize(

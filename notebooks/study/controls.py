@@ -31,49 +31,51 @@ class DynamicTanh(Affine):
         return super().call(tf.tanh(self.alpha * x))
 
 
-@keras.saving.register_keras_serializable("study")
-class FirstBatch(Affine):
-    """gamma * x + beta, where the first batch in training sets gamma and beta so that its outputs are standardized:
-    what normalization gives a network at the start, and never again (Salimans and Kingma 2016, section 3)."""
+class FromFirstBatch:
+    """A layer some of whose variables the first batch in training sets, and never again."""
 
     def build(self, shape):
         super().build(shape)
         self.seen = self.add_weight(shape=(), initializer="zeros", trainable=False, name="seen")
+
+    def _start(self, *values):
+        for variable, value in values:
+            variable.assign(tf.where(self.seen > 0, variable, value))
+        self.seen.assign(1.0)
+
+
+@keras.saving.register_keras_serializable("study")
+class FirstBatch(FromFirstBatch, Affine):
+    """gamma * x + beta, where the first batch in training sets gamma and beta so that its outputs are standardized:
+    what normalization gives a network at the start, and never again (Salimans and Kingma 2016, section 3)."""
 
     def call(self, x, training=False):
         if training:
             mean, variance = tf.nn.moments(x, list(range(x.shape.rank - 1)))
             scale = tf.math.rsqrt(variance + 1e-5)
-            self.gamma.assign(tf.where(self.seen > 0, self.gamma, scale))
-            self.beta.assign(tf.where(self.seen > 0, self.beta, -mean * scale))
-            self.seen.assign(1.0)
+            self._start((self.gamma, scale), (self.beta, -mean * scale))
         return super().call(x)
 
 
-class AsLarge:
-    """A normalization whose gamma starts at the deviation of the first batch in training: the network goes on with
+@keras.saving.register_keras_serializable("study")
+class AsLargeBatchNormalization(FromFirstBatch, normlib.BatchNormalization):
+    """Batch normalization whose gamma starts at the deviation of the first batch in training: the network goes on with
     activations as large as without normalization, so that its start is no reason for another learning rate."""
-
-    def build(self, shape):
-        super().build(shape)
-        self.seen = self.add_weight(shape=(), initializer="zeros", trainable=False, name="seen")
 
     def call(self, x, training=False):
         if training:
-            self.gamma.assign(tf.where(self.seen > 0, self.gamma, tf.math.reduce_std(x)))
-            self.seen.assign(1.0)
-        batch = isinstance(self, normlib.BatchNormalization)
-        return super().call(x, training=training) if batch else super().call(x)
+            self._start((self.gamma, tf.math.reduce_std(x)))
+        return super().call(x, training=training)
 
 
 @keras.saving.register_keras_serializable("study")
-class AsLargeBatchNormalization(AsLarge, normlib.BatchNormalization):
-    """Batch normalization that starts as large as no normalization."""
+class AsLargeLayerNormalization(FromFirstBatch, normlib.LayerNormalization):
+    """Layer normalization whose gamma starts in the same way."""
 
-
-@keras.saving.register_keras_serializable("study")
-class AsLargeLayerNormalization(AsLarge, normlib.LayerNormalization):
-    """Layer normalization that starts as large as no normalization."""
+    def call(self, x, training=False):
+        if training:
+            self._start((self.gamma, tf.math.reduce_std(x)))
+        return super().call(x)
 
 
 @keras.saving.register_keras_serializable("study")

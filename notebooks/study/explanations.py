@@ -6,6 +6,7 @@ import numpy as np
 from study import laws, present
 from study.wording import key_of, scientific
 
+SECOND = 1e-6  # relative error of second derivatives that are right: what central differences leave open
 SMOOTHER = 0.8  # of a range of the loss without normalization: a smaller one is smoother
 
 
@@ -167,7 +168,12 @@ def second_derivative_verdicts(table):
     for row in table.to_dict("records"):
         claim = f"{row['layer']}: own second derivatives are right"
         present.verdict(
-            "V1", f"second.{row['layer'].lower()}", claim, row["own, most"], 1e-6, row["own, most"] <= 1e-6
+            "V1",
+            f"second.{row['layer'].lower()}",
+            claim,
+            row["own, most"],
+            SECOND,
+            row["own, most"] <= SECOND,
         )
     return table
 
@@ -175,7 +181,7 @@ def second_derivative_verdicts(table):
 def second_derivative_message(table):
     """The caption's first sentence on second derivatives."""
     theirs, ours = table["TensorFlow's, most"].max(), table["own, most"].max()
-    if theirs <= 1e-6:
+    if theirs <= SECOND:
         return (
             f"TensorFlow's second derivatives are right to {scientific(theirs)}, ours to {scientific(ours)}."
         )

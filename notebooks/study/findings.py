@@ -530,8 +530,7 @@ def rates_of_sizes(plan, frame):
     if len(plan.around) == 1:
         return f"{seeds}, at the rate in proportion to the batch"
     return (
-        f"{seeds}, at the best rate of a grid around the method's own, scaled with the batch, chosen with the first "
-        "seed; "
+        f"{seeds}, at the best rate of a grid around the method's own, scaled with the batch, of the first seed; "
         f"{frame['at the edge'].sum()} of {len(frame)} best rates are at their grid's edge"
     )
 

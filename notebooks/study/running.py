@@ -179,6 +179,7 @@ def _workers(jobs, most):
 
 
 def _memory(process):
+    """Bytes that a process has in memory."""
     with contextlib.suppress(psutil.Error):  # it has ended
         return process.memory_info().rss
     return 0

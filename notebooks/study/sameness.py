@@ -250,9 +250,8 @@ def one_call_message(method, differences):
 
 def exactness_message(method, errors):
     """How exact the two layers are in float32: in each quantity, whose error is larger, and how many times."""
-    of = errors.set_index("quantity")[["own", "TensorFlow's"]].clip(
-        lower=0.5
-    )  # half a unit: as exact as can be
+    of = errors.set_index("quantity")[["own", "TensorFlow's"]]
+    of = of.clip(lower=0.5)  # half a unit is as exact as can be
     times = of["TensorFlow's"] / of["own"]
     for quantity, value in times.items():
         present.number(f"{method.lower()}.one_call.{quantity}.times_less_exact", value)

@@ -168,7 +168,8 @@ def at_best_rates(base, plan, rates, seeds):
         dict method -> list of Run. Where the plan is full, MAIN over all seeds half as long as `base` and the others a
         quarter as long (`part`), AS_LARGE over all seeds and the rest over FEWER; else MAIN and AS_LARGE, for a third.
     """
-    lengths = {method: part(base, 2 if plan.full else 3) for method in (*MAIN, *AS_LARGE) if method in rates}
+    every = (*MAIN, *AS_LARGE)  # seed
+    lengths = {method: part(base, 2 if plan.full else 3) for method in every if method in rates}
     lengths |= {m: part(base) for m in plan.others if plan.full and m not in DENSE}
     return {
         method: [
@@ -183,7 +184,7 @@ def at_best_rates(base, plan, rates, seeds):
                 test_at_end=True,
                 **network.METHODS[method],
             )
-            for seed in (seeds if method in (*MAIN, *AS_LARGE) else seeds[:FEWER])
+            for seed in (seeds if method in every else seeds[:FEWER])
         ]
         for method, steps in lengths.items()
     }
