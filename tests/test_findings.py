@@ -618,7 +618,8 @@ def by_batch_of(cells):
     rows = [(*cell, 0)[:4] for cell in cells]
     frame = pd.DataFrame(rows, columns=["method", "size", "accuracy", "collapsed"])
     each = [[accuracy - 0.001, accuracy, accuracy + 0.001] for accuracy in frame.accuracy]
-    return frame.assign(seeds=3, rate=0.1, each=each, steps=8_000 // frame["size"])
+    losses = [[1 - accuracy - 0.001, 1 - accuracy, 1 - accuracy + 0.001] for accuracy in frame.accuracy]
+    return frame.assign(seeds=3, rate=0.1, each=each, losses=losses, steps=8_000 // frame["size"])
 
 
 def test_ln_and_bn_are_compared_where_both_learn_and_collapsed_sizes_are_named():
@@ -793,7 +794,7 @@ def made_up(sign):
         }
     )
     return (
-        *(curves, arms, tuned, sweep, by_batch, depths),
+        *(answers.Trained(curves, arms, tuned, sweep, by_batch), depths),
         *(statistics_frame, conserved, rate_error, changes, along, sigmoid, 1_000),
     )
 
@@ -817,33 +818,34 @@ FASTER = ("BN trains faster", "LN trains faster", "WN trains faster")
 
 
 def test_a_claim_that_holds_at_the_common_rate_alone_is_partly_reproduced():
-    curves, arms, tuned, *others = made_up(1)
-    tuned |= {m: tuned["none"] for m in ("BN", "LN", "WN")}
-    verdicts = answers.literature(curves, arms, tuned, *others).set_index("claim").verdict
+    trained, *others = made_up(1)
+    trained.tuned.update({m: trained.tuned["none"] for m in ("BN", "LN", "WN")})
+    verdicts = answers.literature(trained, *others).set_index("claim").verdict
     assert {verdicts[claim] for claim in FASTER} == {"partly"}
 
 
 def test_seeds_that_disagree_settle_nothing():
-    curves, arms, tuned, *others = made_up(1)
+    trained, *others = made_up(1)
 
     def torn(histories):
         return [replace(h, accuracy=h.accuracy + 0.2 * (-1) ** h.run.seed) for h in histories]
 
-    curves |= {m: torn(curves["none"]) for m in ("BN", "LN", "WN")}
-    tuned |= {m: torn(tuned["none"]) for m in ("BN", "LN", "WN")}
-    verdicts = answers.literature(curves, arms, tuned, *others).set_index("claim").verdict
+    for histories in (trained.curves, trained.tuned):
+        histories.update({m: torn(histories["none"]) for m in ("BN", "LN", "WN")})
+    verdicts = answers.literature(trained, *others).set_index("claim").verdict
     assert {verdicts[claim] for claim in FASTER} == {"not settled"}
 
 
 def test_where_methods_ran_in_the_search_alone_or_collapsed_nothing_is_settled():
-    curves, arms, tuned, *others = made_up(1)
+    trained, *others = made_up(1)
+    tuned = trained.tuned
     few = {m: tuned[m] for m in tuning.MAIN}
-    table = answers.literature(curves, arms, few, *others).set_index("claim")
+    table = answers.literature(trained._replace(tuned=few), *others).set_index("claim")
     claims = ("RMSNorm is as good as LN", "DyT does not replace BN in convolutional networks")
     assert {table.verdict[claim] for claim in claims} == {"not settled"}
     assert "+15.00 points in the search alone" in table.measured[claims[1]]
     lost = {"DyT": [*tuned["DyT"][:2], *tuned_runs([0.1, 0.1, 0.1], 1)]}
-    table = answers.literature(curves, arms, tuned | lost, *others).set_index("claim")
+    table = answers.literature(trained._replace(tuned=tuned | lost), *others).set_index("claim")
     assert table.measured[claims[1]] == "BN against DyT: 1 of 3 runs of DyT collapsed"
     assert table.verdict[claims[1]] == "not settled"
 
@@ -861,14 +863,18 @@ def test_what_one_seed_shows_and_another_does_not_is_not_settled():
 
 
 def test_wide_intervals_one_seed_and_no_search_settle_nothing():
-    curves, arms, tuned, sweep, by_batch, *others, along, sigmoid, images = made_up(1)
+    trained, *others, along, sigmoid, images = made_up(1)
     along, sigmoid = (
         along.assign(highest=2.0, change=[1.0, 1.1]),
         sigmoid.assign(accuracy=[0.1, 0.54, 0.1, 0.5]),
     )
-    arms["noisy BN"] = [replace(h, accuracy=h.accuracy + 0.2 * (-1) ** h.run.seed) for h in arms["noisy BN"]]
-    sweep, by_batch = sweep[sweep.rate < 10.0].assign(rate=0.1), by_batch.assign(seeds=1)
-    table = answers.literature(curves, arms, tuned, sweep, by_batch, *others, along, sigmoid, images)
+    noisy = [replace(h, accuracy=h.accuracy + 0.2 * (-1) ** h.run.seed) for h in trained.arms["noisy BN"]]
+    trained = trained._replace(
+        arms=trained.arms | {"noisy BN": noisy},
+        sweep=trained.sweep[trained.sweep.rate < 10.0].assign(rate=0.1),
+        by_batch=trained.by_batch.assign(each=[each[:1] for each in trained.by_batch.each]),
+    )
+    table = answers.literature(trained, *others, along, sigmoid, images)
     assert set(table.claim[table.verdict == "not settled"]) == {
         "BN makes the loss smoother along the steps",
         "BN keeps the input of a deep sigmoid unit steady, and trains better",
@@ -885,10 +891,10 @@ def test_what_a_training_is_too_short_for_is_out_of_scope():
 
 
 def test_the_rates_that_count_are_those_at_which_all_runs_learn():
-    curves, arms, tuned, sweep, *others = made_up(1)
+    trained, *others = made_up(1)
     claim = "BN allows larger learning rates"
-    sweep.loc[sweep.method == "BN", "collapsed"] = 1
-    table = answers.literature(curves, arms, tuned, sweep, *others).set_index("claim")
+    trained.sweep.loc[trained.sweep.method == "BN", "collapsed"] = 1
+    table = answers.literature(trained, *others).set_index("claim")
     assert table.verdict[claim] == "partly"
     assert table.measured[claim].startswith("highest rate at which all runs learn: 0 ")
 
@@ -909,9 +915,10 @@ def test_the_rates_that_count_are_those_at_which_all_runs_learn():
     ],
 )
 def test_the_highest_rate_tried_is_no_limit(limitless, verdict, told):
-    curves, arms, tuned, sweep, *others = made_up(1)
+    trained, *others = made_up(1)
+    sweep = trained.sweep
     sweep = sweep[~(sweep.method.isin(limitless) & (sweep.rate == 10.0))]
-    table = answers.literature(curves, arms, tuned, sweep, *others).set_index("claim")
+    table = answers.literature(trained._replace(sweep=sweep), *others).set_index("claim")
     assert table.verdict["BN allows larger learning rates"] == verdict
     assert told in table.measured["BN allows larger learning rates"]
 
@@ -931,7 +938,7 @@ def test_a_lower_rate_without_a_limit_settles_nothing():
     ],
 )
 def test_the_reason_of_a_gain_is_what_takes_it_away(noisy, detached, told):
-    curves = made_up(1)[0]
+    curves = made_up(1)[0].curves
     arms = {"noisy BN": around(0.6 + noisy), "BN, statistics detached": around(0.6 + detached)}
     why = answers.why_sentence(curves, arms)
     assert why.startswith(f"At a learning rate of 0.01 for all, {told}")
@@ -943,6 +950,26 @@ def test_the_reason_of_a_gain_is_what_takes_it_away(noisy, detached, told):
     arms["BN, statistics detached"] = arms["noisy BN"]
     assert "3 seeds do not tell." in answers.why_sentence(curves, arms)
     assert "no sure gain" in answers.why_sentence(curves | {"BN": curves["none"]}, arms)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "told"),
+    [
+        ((0.5, 0.7), "ends at 0.50 nats, LN's at 0.30 (+0.20): the training itself goes worse, whatever"),
+        ((0.7, 0.5), "ends at 0.30 nats, LN's at 0.50 (−0.20): the training itself goes better."),
+        ((0.5, 0.5), "ends at 0.50 nats, LN's at 0.50 (+0.00): not told apart by 3 seeds."),
+    ],
+)
+def test_a_small_batch_is_looked_at_in_training_too(accuracies, told):
+    frame = by_batch_of([(m, 2, of) for m, of in zip(tuning.DENSE, accuracies, strict=True)])
+
+    def told_of(by_batch):
+        return made_up(1)[0]._replace(by_batch=by_batch).in_training_at_smallest()
+
+    assert told in told_of(frame)
+    one = frame.assign(losses=[losses[:1] for losses in frame.losses])
+    assert "not told apart by 1 seed." in told_of(one)
+    assert "since runs of LN, dense collapsed." in told_of(frame.assign(collapsed=[0, 1]))
 
 
 def test_where_bn_stands_is_told():
@@ -962,11 +989,12 @@ def test_where_bn_stands_is_told():
 
 
 def test_half_of_a_claim_is_partly_reproduced():
-    curves, arms, tuned, sweep, by_batch, *others, along, sigmoid, images = made_up(1)
-    arms |= {"LN, statistics detached": around(0.62), "noisy BN": around(0.65)}
+    trained, *others, along, sigmoid, images = made_up(1)
+    trained.arms.update({"LN, statistics detached": around(0.62), "noisy BN": around(0.65)})
+    sweep = trained.sweep
     sweep.loc[(sweep.method == "BN") & (sweep.rate == 1.0), "rate"] = 0.01
     along, sigmoid = along.assign(change=1.0), sigmoid.assign(accuracy=[0.1, 0.4, 0.1, 0.6])
-    table = answers.literature(curves, arms, tuned, sweep, by_batch, *others, along, sigmoid, images)
+    table = answers.literature(trained, *others, along, sigmoid, images)
     assert set(table.claim[table.verdict == "partly"]) == {
         "noisy BN trains as fast as BN",
         "BN allows larger learning rates",
@@ -979,7 +1007,7 @@ def test_half_of_a_claim_is_partly_reproduced():
 
 
 def test_arms_are_compared_with_what_they_change():
-    curves, arms = made_up(1)[:2]
+    curves, arms, *_ = made_up(1)[0]
     arms["LN, mean detached"] = around(0.7)
     table = answers.arms_table(curves, arms).set_index("arm")
     assert table["against the whole"]["LN, mean detached"] == "LN: +0.00 (+0.00 to +0.00)"

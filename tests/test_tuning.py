@@ -14,7 +14,10 @@ PLAN = tuning.Plan(("LN-C", "GN", "DyT"), (-3, -2, -1, 0), 150, 1, True, True, (
 
 
 def trained(run, accuracy, diverged=False):
-    return types.SimpleNamespace(run=run, accuracy=[0.1, accuracy], diverged=diverged)
+    training_loss = np.linspace(2.3, 0.0, run.steps)
+    return types.SimpleNamespace(
+        run=run, accuracy=[0.1, accuracy], diverged=diverged, training_loss=training_loss
+    )
 
 
 def peaked_at(best):
@@ -114,12 +117,7 @@ def batches(monkeypatch):
     def run_all(runs, jobs, description):
         runs = list(runs)
         asked.extend(runs)
-        return {
-            run: types.SimpleNamespace(
-                run=run, accuracy=[0.2, 0.5 + run.learning_rate], diverged=run.batch_size == 512
-            )
-            for run in runs
-        }
+        return {run: trained(run, 0.5 + run.learning_rate, diverged=run.batch_size == 512) for run in runs}
 
     monkeypatch.setattr(running, "run_all", run_all)
     return asked
@@ -160,6 +158,9 @@ def test_each_size_takes_the_best_of_its_rates_and_more_seeds_there(batches):
     assert list(cells.loc["DyT"].index) == [2]  # the others at the smallest size, with one seed
     assert cells.seeds["DyT", 2] == 1
     assert [len(each) for each in cells.each] == list(cells.seeds)
+    assert cells.losses["BN", 2] == pytest.approx(
+        [2.3 / 20] * 3, rel=0.01
+    )  # of the last tenth, falling from 2.3 to 0
     assert cells["at the edge"].all()  # it is the highest
     assert not tuning.batch_sizes(BASE, PLAN, RATES)[0]["at the edge"].any()  # one rate has no edge
     assert len(runs["BN", 32]) == 6

@@ -1,5 +1,7 @@
 """The claims of the literature and the questions that people ask, judged and answered by what was measured."""
 
+import typing
+
 import numpy as np
 import pandas as pd
 
@@ -47,15 +49,76 @@ def _means(a, b):
     return statistics.paired_difference(*([over_training(h) for h in histories] for histories in (a, b)))
 
 
-def _at_own_rates(tuned, sweep, a, b):
-    """The difference of two methods at their own rates, None where it was not measured over seeds; and it in words."""
-    if found := beside(tuned, a, b):
-        return found[0], f"{points(found[0])} points of held-out accuracy after {found[1]:,} steps"
-    for method in (a, b):
-        if method in tuned and (lost := collapsed(tuned[method])):
-            return None, f"{lost} of {len(tuned[method])} runs of {present.short(method)} collapsed"
-    best = sweep.groupby("method").accuracy.max()
-    return None, f"{signed(100 * (best[a] - best[b]))} points in the search alone: short runs, not settled"
+class Trained(typing.NamedTuple):
+    """The trainings that claims and questions are told by.
+
+    Attributes:
+        curves: dict method -> list of History of "none", "BN", "LN" and "WN" at the common learning rate.
+        arms: the same of `mechanisms.arms`.
+        tuned: the same of `tuning.at_best_rates`.
+        sweep, by_batch: DataFrames, of `tuning.sweep` and `batch_sizes`.
+    """
+
+    curves: dict
+    arms: dict
+    tuned: dict
+    sweep: pd.DataFrame
+    by_batch: pd.DataFrame
+
+    def at_own_rates(self, a, b):
+        """The difference of two methods at their own rates, None where it was not measured over seeds; and it in
+        words."""
+        if found := beside(self.tuned, a, b):
+            return found[0], f"{points(found[0])} points of held-out accuracy after {found[1]:,} steps"
+        for method in (a, b):
+            if method in self.tuned and (lost := collapsed(self.tuned[method])):
+                return None, f"{lost} of {len(self.tuned[method])} runs of {present.short(method)} collapsed"
+        best = self.sweep.groupby("method").accuracy.max()
+        return (
+            None,
+            f"{signed(100 * (best[a] - best[b]))} points in the search alone: short runs, not settled",
+        )
+
+    @property
+    def smallest(self):
+        """The smallest size of a batch."""
+        return self.by_batch["size"].min()
+
+    def at_smallest(self, a, b):
+        """The difference of two methods at the smallest batch, None where it was not measured over seeds; and it in
+        words."""
+        (one, other), lost = self._at_smallest(a, b)
+        if lost:
+            return None, lost
+        found = statistics.paired_difference(one.each, other.each)
+        if found.pairs < 2:
+            return None, f"{signed(100 * found.mean)} points (one seed)"
+        return found, f"{points(found)} points"
+
+    def in_training_at_smallest(self):
+        """Whether BN after the dense layer goes worse than LN there at the smallest batch in training too, where it has
+        the batch's own statistics: then its moving averages are not what fails, or not alone."""
+        (bn, ln), lost = self._at_smallest("BN, dense", "LN, dense")
+        if lost:
+            return f"Training losses are not compared, since {lost}."
+        mean, low, high = statistics.paired_difference(bn.losses, ln.losses)[:3]
+        if low > 0:
+            verdict = "the training itself goes worse, whatever statistics inference takes"
+        elif high < 0:
+            verdict = "the training itself goes better"
+        else:
+            verdict = f"not told apart by {len(bn.losses)} seed{'s' * (len(bn.losses) > 1)}"
+        return (
+            f"There the training loss ends at {np.mean(bn.losses):.2f} nats, LN's at {np.mean(ln.losses):.2f} "
+            f"({signed(mean)}): {verdict}."
+        )
+
+    def _at_smallest(self, a, b):
+        """The rows of two methods at the smallest batch; and if runs collapsed, that in words."""
+        rows = self.by_batch[self.by_batch["size"] == self.smallest].set_index("method")
+        found = [rows.loc[method] for method in (a, b)]
+        lost = [present.short(row.name) for row in found if row.collapsed]
+        return found, f"runs of {present.listed(lost)} collapsed" if lost else ""
 
 
 def _as_long(histories, arm):
@@ -64,28 +127,11 @@ def _as_long(histories, arm):
     return [h.until(step) for h in histories if h.run.seed in seeds]
 
 
-def literature(
-    curves,
-    arms,
-    tuned,
-    sweep,
-    by_batch,
-    depths,
-    statistics_frame,
-    conserved,
-    rate_error,
-    changes,
-    along,
-    sigmoid,
-    images,
-):
+def literature(trained, depths, statistics_frame, conserved, rate_error, changes, along, sigmoid, images):
     """The claims of the literature and what was measured here, judged by a rule each.
 
     Args:
-        curves: dict method -> list of History of "none", "BN", "LN" and "WN" at the common learning rate.
-        arms: the same of `mechanisms.arms`.
-        tuned: the same of `tuning.at_best_rates`.
-        sweep, by_batch: of `tuning.sweep` and `batch_sizes`.
+        trained: a Trained.
         depths, statistics_frame, conserved, rate_error: of `mechanisms.depth`, `moving_statistics`, `conservation`
             of BN and `effective_learning_rate`.
         changes: of `laws.invariance_table`.
@@ -95,6 +141,7 @@ def literature(
     Returns:
         DataFrame with columns claim, source, reported, measured, verdict; its verdicts are recorded as table V2.
     """
+    curves, arms, tuned, sweep, _ = trained
     rows = []
 
     def row(claim, source, reported, measured, verdict, asked=""):
@@ -229,17 +276,17 @@ def literature(
         "both higher; partly: one",
     )
 
-    rms, words = _at_own_rates(tuned, sweep, "RMS", "LN-C")
+    rms, words = trained.at_own_rates("RMS", "LN-C")
     row(
         "RMSNorm is as good as LN",
         "@zhang2019 [table 10] (whose LN averages over height and width: it is IN)",
         "CIFAR-10: better",
-        f"against LN over channels {words}; against IN {_at_own_rates(tuned, sweep, 'RMS', 'IN')[1]}",
+        f"against LN over channels {words}; against IN {trained.at_own_rates('RMS', 'IN')[1]}",
         "not settled"
         if rms is None
         else {"lower": "not reproduced", findings.UNCLEAR: "not settled"}.get(told(rms), "reproduced"),
     )
-    dyt, words = _at_own_rates(tuned, sweep, "BN", "DyT")
+    dyt, words = trained.at_own_rates("BN", "DyT")
     row(
         "DyT does not replace BN in convolutional networks",
         "@zhu2025 [table 16]",
@@ -247,8 +294,8 @@ def literature(
         f"BN against DyT: {words}",
         judge(dyt),
     )
-    gain, words = _at_own_rates(tuned, sweep, "BN", "none")
-    alone, of_affine = _at_own_rates(tuned, sweep, "BN", "affine")
+    gain, words = trained.at_own_rates("BN", "none")
+    alone, of_affine = trained.at_own_rates("BN", "affine")
     row(
         "it is normalizing, not the parameters, that helps",
         "a control",
@@ -295,16 +342,16 @@ def literature(
         else holds(wander["BN"] < wander["none"] and better > 0, wander["BN"] < wander["none"] or better > 0),
         "less, and more points; partly: one",
     )
-    gap, words = _at_smallest(by_batch, "GN", "BN")
+    gap, words = trained.at_smallest("GN", "BN")
     row(
         "GN does not mind small batches, BN does",
         "@wu2018 [table 2]",
         "at batch 2 BN loses 11.1 points, GN nothing",
-        f"with {by_batch['size'].min()} images a batch, after the convolution, GN against BN: {words}",
+        f"with {trained.smallest} images a batch, after the convolution, GN against BN: {words}",
         judge(gap),
     )
-    first, of_first = _at_own_rates(tuned, sweep, "BN", "first")
-    standardized, of_input = _at_own_rates(tuned, sweep, "BN", "input")
+    first, of_first = trained.at_own_rates("BN", "first")
+    standardized, of_input = trained.at_own_rates("BN", "input")
     row(
         "normalization is more than a good start",
         "a control",
@@ -353,18 +400,6 @@ def _larger(least, *others):
     return "not settled" if None in sides and True not in sides else holds(all(sides), any(sides))
 
 
-def _at_smallest(by_batch, a, b):
-    """Method a against method b at the smallest batch: the difference, None where it was not measured over seeds; and
-    it in words."""
-    cells = by_batch[by_batch["size"] == by_batch["size"].min()].set_index("method").loc[[a, b]]
-    if lost := [present.short(m) for m in cells.index[cells.collapsed > 0]]:
-        return None, f"runs of {present.listed(lost)} collapsed"
-    if cells.seeds.min() < 2:
-        return None, f"{signed(100 * (cells.accuracy[a] - cells.accuracy[b]))} points (one seed)"
-    found = statistics.paired_difference(*cells.each)
-    return found, f"{points(found)} points"
-
-
 def literature_message(table):
     """The caption's first sentence of the claims."""
     counts = table.verdict.value_counts()
@@ -372,27 +407,13 @@ def literature_message(table):
     return f"Of {len(table)} claims: {listed}."
 
 
-def questions(
-    facts,
-    shares,
-    statistics_frame,
-    conserved,
-    curves,
-    arms,
-    tuned,
-    sweep,
-    by_batch,
-    cost,
-    layers,
-    in_keras,
-    laws_held,
-):
+def questions(trained, facts, shares, statistics_frame, conserved, cost, layers, in_keras, laws_held):
     """What people ask about normalization, each answered by a computed sentence and the place that shows it.
 
     Args:
+        trained: a Trained.
         facts, shares, statistics_frame, conserved: of `mechanisms.small_facts`, `epsilon_share`, `moving_statistics`
             and `conservation` of BN.
-        curves, arms, tuned, sweep, by_batch: as in `literature`.
         cost: of `findings.milliseconds`.
         layers, in_keras: of `mechanisms.implementations` and `weight_normalization_in_keras`.
         laws_held: whether all exact facts hold.
@@ -400,6 +421,7 @@ def questions(
     Returns:
         DataFrame with columns question, answer, where.
     """
+    curves, arms, *_ = trained
     rows = []
 
     def ask(question, answer, where):
@@ -415,7 +437,7 @@ def questions(
 
     def own_rates(a, b):
         """Method a against b at their own rates, in words."""
-        found, words = _at_own_rates(tuned, sweep, a, b)
+        found, words = trained.at_own_rates(a, b)
         verdict = "" if found is None else f" ({_verdict(found)})"
         return f"against {present.short(b)} {words}{verdict}"
 
@@ -478,9 +500,9 @@ def questions(
         "Can BN work with a batch of one or two?",
         f"After a dense layer it {'gives' if laws_held else 'ought to give'} β for one image, and for two (up to ε) "
         "only the sign of their difference: no gradient reaches the layers before it. After a convolution, positions "
-        f"are averaged too. With {by_batch['size'].min()} images, against plain at the same size: BN after the "
-        f"convolution {_at_smallest(by_batch, 'BN', 'none')[1]}, after the dense layer "
-        f"{_at_smallest(by_batch, 'BN, dense', 'none')[1]}.",
+        f"are averaged too. With {trained.smallest} images, against plain at the same size: BN after the "
+        f"convolution {trained.at_smallest('BN', 'none')[1]}, after the dense layer "
+        f"{trained.at_smallest('BN, dense', 'none')[1]}. {trained.in_training_at_smallest()}",
         "[Figure](#fig-batch)",
     )
     ask(
@@ -534,7 +556,7 @@ def questions(
     )
     ask(
         "When is LN better than BN?",
-        f"{when_sentence(by_batch)} With batches of 100, each at its best rate, LN: {own_rates('LN', 'BN')}.",
+        f"{when_sentence(trained.by_batch)} With batches of 100, each at its best rate, LN: {own_rates('LN', 'BN')}.",
         "[Figure](#fig-batch)",
     )
     ask(

@@ -127,7 +127,7 @@ def power(value):
 
 def short(method):
     """A method in a legend or a table: the network without normalization is called plain."""
-    return "plain" if method == "none" else method
+    return {"none": "plain", "input": "input alone", "first": "first batch alone"}.get(method, method)
 
 
 def symbol(name):

@@ -21,6 +21,7 @@ FEWER = 3  # seeds, for a method that no hypothesis speaks of
 CLOSE = 0.02  # a rate is about as good as the best within this accuracy
 GUESSING = 1 / network.CLASSES
 COLLAPSED = 2 * GUESSING  # under this accuracy a run has learnt next to nothing
+LAST = 0.1  # of the updates: over these, a training's last loss is averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,10 @@ def _widen(exponents, best):
 
 def _learnt(history):
     return GUESSING if history.diverged else float(history.accuracy[-1])
+
+
+def _last_loss(history):
+    return float(np.mean(history.training_loss[-max(1, round(LAST * history.run.steps)) :]))
 
 
 def collapsed(histories):
@@ -235,9 +240,9 @@ def batch_sizes(base, plan, rates, jobs=0):
 
     Returns:
         DataFrame with columns method, size, rate, accuracy (on the held-out images at the end, mean over the seeds; a
-        run that leaves the finite numbers has that of guessing), each (that of each seed), "at the edge" (whether its
-        rate is the lowest or the highest tried), steps, seeds and collapsed (how many runs at this rate learnt next to
-        nothing); and dict (method, size) -> list of History.
+        run that leaves the finite numbers has that of guessing), each (that of each seed), losses (of training, at the
+        end, of each seed, in nats), "at the edge" (whether its rate is the lowest or the highest tried), steps, seeds
+        and collapsed (how many runs at this rate learnt next to nothing); and dict (method, size) -> list of History.
     """
     images = min(plan.images, base.steps * base.batch_size)
     cells = list(itertools.product(BY_BATCH, plan.sizes))
@@ -275,6 +280,7 @@ def batch_sizes(base, plan, rates, jobs=0):
             "rate": histories[0].run.learning_rate,
             "accuracy": np.mean(each := [_learnt(h) for h in histories]),
             "each": each,
+            "losses": [_last_loss(h) for h in histories],
             "at the edge": _at_edge(grids[method, size], best[method, size]),
             "steps": histories[0].run.steps,
             "seeds": len(histories),
