@@ -285,6 +285,29 @@ def test_rounding_is_that_of_either_network_of_a_pair(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("theirs", "plain", "reason"),
+    [
+        (43.0, 40.0, "its layer's by 43, ours by 4: what its layer loses, its sums lose"),
+        (
+            43.0,
+            2.0,
+            "is wrong by 2 units in the last place, its layer's by 43, ours by 4: its sums are not what",
+        ),
+        (5.0, 40.0, "no loss to explain."),
+    ],
+)
+def test_why_a_layer_is_less_exact_is_told(theirs, plain, reason):
+    errors = pd.DataFrame({"quantity": ["y", "dbeta"], "own": 4.0, "TensorFlow's": theirs})
+    told = sameness.summation_sentence(errors, plain)
+    assert told.startswith("A gradient of β is the sum of 78,400 values.") and reason in told
+    assert "Without β" in sameness.summation_sentence(errors[:1], plain)
+
+
+def test_the_error_of_a_sum_grows_with_its_chain():
+    assert equivalence.sum_error((8, 3)) < 2 < equivalence.sum_error((10_000, 3)) / 2
+
+
+@pytest.mark.parametrize(
     ("theirs", "message"),
     [
         ([1.0, 60.0], "TensorFlow's BN is 60 times less exact than ours in dx."),

@@ -19,6 +19,8 @@ from study import network, present, running, training
 
 # --- one call ----------------------------------------------------------------------------------------------------
 
+SHAPE = (100, 28, 28, 30)  # of the input of one call: a batch behind the study's convolution
+
 
 def make(layer, shape, dtype):
     """A layer by itself, built for inputs of a shape; a wrapper around a small convolution."""
@@ -160,7 +162,7 @@ def in_pairs(ours, theirs):
     return dict(zip(theirs, (list(ours.values())[i] for i in chosen), strict=True))
 
 
-def layer_differences(candidate, reference, shape=(100, 28, 28, 30), dtype="float32"):
+def layer_differences(candidate, reference, shape=SHAPE, dtype="float32"):
     """Call both layers once on the same input with the same weights.
 
     Args:
@@ -184,7 +186,7 @@ def layer_differences(candidate, reference, shape=(100, 28, 28, 30), dtype="floa
     return pd.DataFrame(rows)
 
 
-def layer_errors(layers, shape=(100, 28, 28, 30), mean=0.0):
+def layer_errors(layers, shape=SHAPE, mean=0.0):
     """How exact layers are: the error of one call in float32, against the same call of the same layer in float64.
 
     Args:
@@ -200,11 +202,26 @@ def layer_errors(layers, shape=(100, 28, 28, 30), mean=0.0):
     table = {}
     for name in layers:
         single, exact = next(found), next(found)
-        table[name] = {
-            q: np.max(np.abs(single[q] - v)) / np.spacing(np.float32(np.max(np.abs(v))))
-            for q, v in exact.items()
-        }
+        table[name] = {q: _units(single[q], v) for q, v in exact.items()}
     return pd.DataFrame(table).rename_axis("quantity").reset_index()
+
+
+def sum_error(shape=SHAPE, seed=2612):
+    """How exact TensorFlow's own sum is in float32, of one value a channel and position: the error of the sums over all
+    axes but the last, in units in the last place of the largest.
+
+    Args:
+        shape: of what is summed, standard normal numbers.
+        seed: fixes them.
+    """
+    values = np.random.default_rng(seed).normal(size=shape).astype("float32")
+    axes = tuple(range(len(shape) - 1))
+    return _units(tf.reduce_sum(values, axes), values.sum(axes, dtype="float64"))
+
+
+def _units(single, exact):
+    """The largest error in float32, in units in the last place of the largest value."""
+    return float(np.max(np.abs(single - exact)) / np.spacing(np.float32(np.max(np.abs(exact)))))
 
 
 SECOND = (16, 6, 6, 8)  # shape of the input along which second derivatives are tried

@@ -1,11 +1,13 @@
 """Are our layers the same as TensorFlow's, and what made those of 2019 differ: numbers, verdicts and sentences computed
 from what `equivalence` and `original` measured."""
 
+import math
+
 import numpy as np
 import pandas as pd
 
 from study import original, present, statistics, wording
-from study.equivalence import DRIFT_STEPS, NO_FAULT, NO_FAULT_64, fault_name, largest_drift
+from study.equivalence import DRIFT_STEPS, NO_FAULT, NO_FAULT_64, SHAPE, fault_name, largest_drift
 from study.wording import key_of, points, record, scientific, signed, upper
 
 
@@ -266,6 +268,28 @@ def exactness_message(method, errors):
     if not told:
         return f"In float32 our {method} and TensorFlow's are equally exact, within a factor of two."
     return f"In float32 {' and '.join(told)}."
+
+
+def summation_sentence(errors, plain):
+    """Whether TensorFlow's sums are why its BN is less exact: dbeta is one such sum, of dy, and nothing else.
+
+    Args:
+        errors: of `equivalence.layer_errors`.
+        plain: of `equivalence.sum_error`.
+    """
+    if "dbeta" not in set(errors.quantity):
+        return "Without β, no gradient is a sum and nothing else."
+    own, theirs = errors.set_index("quantity").loc["dbeta", ["own", "TensorFlow's"]]
+    told = (
+        f"A gradient of β is the sum of {math.prod(SHAPE[:-1]):,} values. TensorFlow's sum of as many random ones, "
+        f"without a layer, is wrong by {plain:.2g} units in the last place, its layer's by {theirs:.2g}, ours by "
+        f"{own:.2g}"
+    )
+    if theirs <= 2 * own:
+        return f"{told}: no loss to explain."
+    if plain > theirs / 2:
+        return f"{told}: what its layer loses, its sums lose, which round after each addition; ours add up parts."
+    return f"{told}: its sums are not what loses."
 
 
 def reason_message(table, steps):
