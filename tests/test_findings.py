@@ -501,6 +501,7 @@ def test_a_training_that_leaves_the_finite_numbers_is_not_smooth():
 def test_the_percentiles_sentence_follows_the_data(steady, restless):
     frame = pd.DataFrame(
         {
+            "seed": 1,
             "method": [steady, steady, restless, restless],
             "middle": [0.5, 0.25, -1.0, 2.0],
             "accuracy": [0.1, 0.9, 0.1, 0.3],
@@ -512,6 +513,10 @@ def test_the_percentiles_sentence_follows_the_data(steady, restless):
         f"The median input of a deep unit has a range of {wander['none']} without BN and {wander['BN']} with BN; "
         f"the network ends at {right['none']} and {right['BN']}."
     )
+    other = frame.assign(seed=2, middle=0.0, accuracy=0.5)
+    told = explanations.percentile_message(pd.concat([frame, other]))
+    assert "0.12" in told and "1.50" in told
+    assert told.endswith(" (means of 2 seeds).")
 
 
 # --- comparisons -------------------------------------------------------------------------------------------------
@@ -811,6 +816,7 @@ def made_up(sign):
     )
     sigmoid = pd.DataFrame(
         {
+            "seed": 1,
             "method": [steady, steady, restless, restless],
             "middle": [0.0, 0.1, 0.0, 1.0],
             "accuracy": [0.1, 0.9, 0.1, 0.5],
@@ -871,6 +877,23 @@ def test_where_methods_ran_in_the_search_alone_or_collapsed_nothing_is_settled()
     table = answers.literature(trained._replace(tuned=tuned | lost), *others).set_index("claim")
     assert table.measured[claims[1]] == "BN against DyT: 1 of 3 runs of DyT collapsed"
     assert table.verdict[claims[1]] == "not settled"
+
+
+def test_a_deep_unit_is_judged_by_all_seeds():
+    *others, sigmoid, images = made_up(1)
+    claim = "BN keeps the input of a deep sigmoid unit steady, and trains better"
+
+    def verdict(*of):
+        return answers.literature(*others, pd.concat(of), images).set_index("claim").loc[claim]
+
+    same = [sigmoid, sigmoid.assign(seed=2), sigmoid.assign(seed=3)]
+    assert verdict(*same).verdict == "reproduced"
+    assert "+40.00 (+40.00 to +40.00) points at the end (3 seeds)" in verdict(*same).measured
+    assert (
+        verdict(*same, sigmoid.assign(seed=4, middle=0.0)).verdict == "partly"
+    )  # not steadier with each seed
+    other = sigmoid.assign(seed=4, accuracy=sigmoid.accuracy[::-1].to_numpy())
+    assert verdict(*same, other).verdict == "not settled"
 
 
 def test_what_one_seed_shows_and_another_does_not_is_not_settled():

@@ -328,19 +328,24 @@ def literature(trained, depths, statistics_frame, conserved, rate_error, changes
         holds(all(smoother), any(smoother)) if any(smoother + rougher) else "not settled",
         f"both under {explanations.SMOOTHER:g} times as large with every seed; partly: one",
     )
-    right = sigmoid.groupby("method").accuracy.last()
-    better = right["BN"] - right["none"]
-    wander = sigmoid.middle.groupby(sigmoid.method).agg(lambda m: m.max() - m.min())
+    wander, right = explanations.steadiness(sigmoid)
+    better = statistics.paired_difference(right["BN"], right["none"])
+    if better.pairs > 1:
+        ends, how = told(better), f"{points(better)} points at the end ({better.pairs} seeds)"
+    else:
+        ends = "higher" if better.mean > 0 else "lower"
+        ends = findings.UNCLEAR if abs(better.mean) <= ONE_SEED else ends
+        how = f"{signed(100 * better.mean)} points at the end (one seed)"
+    steadier = (wander["BN"] < wander["none"]).all()
     row(
         "BN keeps the input of a deep sigmoid unit steady, and trains better",
         "@ioffe2015 [fig. 1]",
         "yes",
-        f"its median wanders over {wander['BN']:.2f} against {wander['none']:.2f}; "
-        f"{signed(100 * better)} points at the end (one seed)",
+        f"its median wanders over {wander['BN'].mean():.2f} against {wander['none'].mean():.2f}; {how}",
         "not settled"
-        if abs(better) <= ONE_SEED
-        else holds(wander["BN"] < wander["none"] and better > 0, wander["BN"] < wander["none"] or better > 0),
-        "less, and more points; partly: one",
+        if ends == findings.UNCLEAR
+        else holds(steadier and ends == "higher", steadier or ends == "higher"),
+        "less with every seed, and more points; partly: one",
     )
     gap, words = trained.at_smallest("GN", "BN")
     row(

@@ -150,16 +150,24 @@ def landscape_message(frame):
     )
 
 
+def steadiness(frame):
+    """Of `mechanisms.sigmoid_network` with several seeds: over what range the median of the unit's input wanders, and
+    the accuracy at the end, two DataFrames with a row for each seed and a column for each method."""
+    of = frame.groupby(["seed", "method"])
+    return (of.middle.max() - of.middle.min()).unstack(), of.accuracy.last().unstack()
+
+
 def percentile_message(frame):
     """The caption's first sentence on what goes into a deep unit."""
-    moved = {}
-    for method, rows in frame.groupby("method", sort=False):
-        moved[method] = float(rows.middle.max() - rows.middle.min())
-        present.number(f"sigmoid.{key_of(method)}.accuracy", rows.accuracy.iloc[-1], unit="fraction")
-    last = frame.groupby("method").accuracy.last()
+    ranges, last = steadiness(frame)
+    for method, values in last.items():
+        several = [values.min(), values.max()] if len(values) > 1 else None
+        present.number(f"sigmoid.{key_of(method)}.accuracy", values.mean(), several, "fraction", len(values))
+    moved, last = ranges.mean(), 100 * last.mean()
+    seeds = f" (means of {len(ranges)} seeds)" if len(ranges) > 1 else ""
     return (
         f"The median input of a deep unit has a range of {moved['none']:.2f} without BN and {moved['BN']:.2f} with BN; "
-        f"the network ends at {100 * last['none']:.0f} % and {100 * last['BN']:.0f} %."
+        f"the network ends at {last['none']:.0f} % and {last['BN']:.0f} %{seeds}."
     )
 
 

@@ -335,8 +335,8 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
         width: units of a hidden layer.
 
     Returns:
-        DataFrame with columns method, step, accuracy (on the test images) and low, middle and high, the 15th, 50th and
-        85th percentile of the unit's input over 1,000 training images, normalized as in training.
+        DataFrame with columns method, seed, step, accuracy (on the test images) and low, middle and high, the 15th,
+        50th and 85th percentile of the unit's input over 1,000 training images, normalized as in training.
 
     Reference: Ioffe and Szegedy 2015 (arXiv:1502.03167), figure 1.
     """
@@ -380,6 +380,7 @@ def sigmoid_network(base, steps=2000, looks=40, batch=60, rate=0.1, width=100):
             rows.append(
                 {
                     "method": method,
+                    "seed": base.seed,
                     "step": last,
                     "accuracy": accuracy,
                     "low": low,
