@@ -200,7 +200,9 @@ BY_BATCH = pd.DataFrame(
     columns=["method", "size", "accuracy", "each"],
 )
 OF_SETS = pd.DataFrame({"set": ["a filter", "a position"], "epsilon": 1e-3, "share": 0.5})
-LEARNED = pd.DataFrame({"step": [10, 300] * 2, "statistics": ["exact"] * 2 + ["moving"] * 2, "accuracy": 0.5})
+LEARNED = pd.DataFrame(
+    {"seed": 1, "step": [10, 300] * 2, "statistics": ["exact"] * 2 + ["moving"] * 2, "accuracy": 0.5}
+)
 CONSERVED = pd.DataFrame(
     {"step": [1, 2], "kernel": 0.1, "bias": 1e-6, "length": 1e-8, "growth": 0.1, "filters": 1e-7}
 )

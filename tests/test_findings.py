@@ -799,6 +799,7 @@ def made_up(sign):
     depths = pd.DataFrame({"method": "BN", "layer": range(1, 11), "cosine": cosine, "growth": growth})
     statistics_frame = pd.DataFrame(
         {
+            "seed": 1,
             "step": [10, 10],
             "statistics": ["moving, momentum 0.9", "exact"],
             "accuracy": [0.5, 0.5 + 0.2 * sign],
@@ -879,6 +880,22 @@ def test_where_methods_ran_in_the_search_alone_or_collapsed_nothing_is_settled()
     assert table.verdict[claims[1]] == "not settled"
 
 
+def test_moving_averages_are_judged_by_all_seeds():
+    trained, depths, frame, *others = made_up(1)
+
+    def told(*of):
+        table = answers.literature(trained, depths, pd.concat(of), *others).set_index("claim")
+        return table.loc["moving averages lag; exact statistics mend it"]
+
+    same = [frame, frame.assign(seed=2), frame.assign(seed=3)]
+    assert told(frame).measured.startswith("+20.00 points (one seed) after 10 steps")
+    assert told(*same).measured.startswith("+20.00 (+20.00 to +20.00) points (3 seeds) after 10 steps")
+    assert [told(*of).verdict for of in ([frame], same)] == ["reproduced"] * 2
+    assert told(*same, frame.assign(seed=4, accuracy=[0.7, 0.5])).verdict == "not settled"
+    message = explanations.statistics_message(pd.concat(same).assign(accuracy=[0.5, 0.7, 0.3, 0.7, 0.1, 0.7]))
+    assert "classify 30 % of the test images" in message and message.endswith("70 % (means of 3 seeds).")
+
+
 def test_a_deep_unit_is_judged_by_all_seeds():
     *others, sigmoid, images = made_up(1)
     claim = "BN keeps the input of a deep sigmoid unit steady, and trains better"
@@ -888,7 +905,7 @@ def test_a_deep_unit_is_judged_by_all_seeds():
 
     same = [sigmoid, sigmoid.assign(seed=2), sigmoid.assign(seed=3)]
     assert verdict(*same).verdict == "reproduced"
-    assert "+40.00 (+40.00 to +40.00) points at the end (3 seeds)" in verdict(*same).measured
+    assert "at the end +40.00 (+40.00 to +40.00) points (3 seeds)" in verdict(*same).measured
     assert (
         verdict(*same, sigmoid.assign(seed=4, middle=0.0)).verdict == "partly"
     )  # not steadier with each seed

@@ -41,6 +41,20 @@ def holds(all_of, some_of=False):
     return "reproduced" if all_of else "partly" if some_of else "not reproduced"
 
 
+def _judged(difference):
+    """The verdict on a claim that a difference is above zero, which a single seed settles only if it is large."""
+    if difference.pairs > 1:
+        return judge(difference)
+    return "not settled" if abs(difference.mean) <= ONE_SEED else holds(difference.mean > 0)
+
+
+def _with_seeds(difference):
+    """A difference of accuracies in words, with the number of seeds."""
+    if difference.pairs > 1:
+        return f"{points(difference)} points ({difference.pairs} seeds)"
+    return f"{signed(100 * difference.mean)} points (one seed)"
+
+
 def _ends(a, b):
     return statistics.paired_difference(*([h.accuracy[-1] for h in histories] for histories in (a, b)))
 
@@ -91,9 +105,7 @@ class Trained(typing.NamedTuple):
         if lost:
             return None, lost
         found = statistics.paired_difference(one.each, other.each)
-        if found.pairs < 2:
-            return None, f"{signed(100 * found.mean)} points (one seed)"
-        return found, f"{points(found)} points"
+        return found if found.pairs > 1 else None, _with_seeds(found)
 
     def in_training_at_smallest(self):
         """Whether BN after the dense layer goes worse than LN there at the smallest batch in training too, where it has
@@ -234,19 +246,17 @@ def literature(trained, depths, statistics_frame, conserved, rate_error, changes
         holds(abs(cosine * np.pi - 1) < WITHIN),
         f"within {100 * WITHIN:g} %",
     )
-    last = (
-        statistics_frame[statistics_frame.step == statistics_frame.step.max()]
-        .set_index("statistics")
-        .accuracy
-    )
-    lag = last["exact"] - min(last[name] for name in last.index if name.startswith("moving"))
+    looks = statistics_frame.pivot(index=["step", "seed"], columns="statistics", values="accuracy")
+    step = statistics_frame.step.max()
+    last = looks.loc[step]
+    lagging = last.filter(like="moving").mean().idxmin()
+    lag = statistics.paired_difference(last["exact"], last[lagging])
     row(
         "moving averages lag; exact statistics mend it",
         "@wu2021 [sec. 3]",
         "yes",
-        f"{signed(100 * lag)} points after {int(statistics_frame.step.max())} steps, when little of the start is left "
-        "in them (one seed)",
-        "not settled" if abs(lag) <= ONE_SEED else holds(lag > 0),
+        f"{_with_seeds(lag)} after {step} steps, when little of the start is left in them",
+        _judged(lag),
     )
     short = {m: _as_long(curves[m], arms["noisy BN"]) for m in ("none", "BN", "LN")}
 
@@ -330,21 +340,17 @@ def literature(trained, depths, statistics_frame, conserved, rate_error, changes
     )
     wander, right = explanations.steadiness(sigmoid)
     better = statistics.paired_difference(right["BN"], right["none"])
-    if better.pairs > 1:
-        ends, how = told(better), f"{points(better)} points at the end ({better.pairs} seeds)"
-    else:
-        ends = "higher" if better.mean > 0 else "lower"
-        ends = findings.UNCLEAR if abs(better.mean) <= ONE_SEED else ends
-        how = f"{signed(100 * better.mean)} points at the end (one seed)"
+    ends = _judged(better)
     steadier = (wander["BN"] < wander["none"]).all()
     row(
         "BN keeps the input of a deep sigmoid unit steady, and trains better",
         "@ioffe2015 [fig. 1]",
         "yes",
-        f"its median wanders over {wander['BN'].mean():.2f} against {wander['none'].mean():.2f}; {how}",
-        "not settled"
-        if ends == findings.UNCLEAR
-        else holds(steadier and ends == "higher", steadier or ends == "higher"),
+        f"its median wanders over {wander['BN'].mean():.2f} against {wander['none'].mean():.2f}; at the end "
+        f"{_with_seeds(better)}",
+        ends
+        if ends == "not settled"
+        else holds(steadier and ends == "reproduced", steadier or ends == "reproduced"),
         "less with every seed, and more points; partly: one",
     )
     gap, words = trained.at_smallest("GN", "BN")
@@ -432,8 +438,9 @@ def questions(trained, facts, shares, statistics_frame, conserved, cost, layers,
     def ask(question, answer, where):
         rows.append({"question": question, "answer": answer, "where": where})
 
-    accuracy = statistics_frame.set_index(["step", "statistics"]).accuracy
+    accuracy = statistics_frame.groupby(["step", "statistics"]).accuracy.mean()
     first, last = statistics_frame.step.min(), statistics_frame.step.max()
+    seeds = statistics_frame.seed.nunique()
     names = [n for n in accuracy[first].index if n.startswith("moving")]
     slow, quick = max(names), min(names)
     momentum = float(slow.split()[-1])
@@ -467,10 +474,11 @@ def questions(trained, facts, shares, statistics_frame, conserved, cost, layers,
         f"After {first} steps {_whole(accuracy[first, quick])} against {_whole(accuracy[first, slow])}, after {last} "
         f"{_whole(accuracy[last, quick])} against {_whole(accuracy[last, slow])}"
         + (
-            ": here a short training needs the smaller (one seed)."
+            ": here a short training needs the smaller"
             if accuracy[first, quick] > accuracy[first, slow]
-            else " (one seed)."
-        ),
+            else ""
+        )
+        + (f" (means of {seeds} seeds)." if seeds > 1 else " (one seed)."),
         "[Figure](#fig-statistics)",
     )
     ask(

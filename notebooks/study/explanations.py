@@ -116,17 +116,19 @@ def conservation_verdicts(frames):
 
 def statistics_message(frame):
     """The caption's first sentence on moving statistics."""
-    first = frame[frame.step == frame.step.min()].set_index("statistics").accuracy
-    last = frame[frame.step == frame.step.max()].set_index("statistics").accuracy
+    seeds = frame.seed.nunique()
+    means = frame.groupby(["step", "statistics"], sort=False).accuracy.mean()
+    first, last = means[frame.step.min()], means[frame.step.max()]
     lags = [name for name in first.index if name.startswith("moving")]
     worst = min(lags, key=lambda name: first[name])
     for name in first.index:
-        present.number(f"statistics.{key_of(name)}.first", first[name], unit="fraction")
+        present.number(f"statistics.{key_of(name)}.first", first[name], unit="fraction", seeds=seeds)
     momentum = worst.removeprefix("moving, ")
     return (
         f"After {int(frame.step.min())} steps the same weights classify {100 * first[worst]:.0f} % of the test images "
         f"correctly with moving averages of {momentum} and {100 * first['exact']:.0f} % with exact statistics; after "
-        f"{int(frame.step.max())}, {100 * last[worst]:.0f} % and {100 * last['exact']:.0f} %."
+        f"{int(frame.step.max())}, {100 * last[worst]:.0f} % and {100 * last['exact']:.0f} %"
+        f"{f' (means of {seeds} seeds)' if seeds > 1 else ''}."
     )
 
 

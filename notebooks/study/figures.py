@@ -258,12 +258,15 @@ def conservation_curves(frames):
 
 
 def statistics_curves(frame):
-    """Test accuracy of one network by step, with each kind of statistics, side by side where they coincide."""
+    """Test accuracy of networks by step, with each kind of statistics, side by side where they coincide: each seed and
+    the mean."""
     figure, axes = plt.subplots()
     steps = sorted(set(frame.step))
     for place, (name, rows) in enumerate(frame.groupby("statistics", sort=False)):
-        beside = np.searchsorted(steps, rows.step) + 0.07 * (place - 1.5)
-        axes.plot(beside, 100 * rows.accuracy, label=name, **present.style(place, points=1))
+        seeds = 100 * rows.pivot(index="step", columns="seed", values="accuracy")
+        beside, look = np.arange(len(steps)) + 0.07 * (place - 1.5), present.style(place, points=1)
+        axes.plot(beside, seeds, label=f"_{name}", **look | THIN)
+        axes.plot(beside, seeds.mean(axis=1), label=name, **look)
     axes.set(xlabel="step", ylabel="test accuracy, %", xticks=range(len(steps)), xticklabels=steps)
     return _finished(figure, columns=2)
 

@@ -218,7 +218,8 @@ def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
     """One BN network's test accuracy with the same weights and different statistics.
 
     Returns:
-        DataFrame with columns step, statistics ("moving, momentum 0.9", ..., "exact", "of the batch") and accuracy.
+        DataFrame with columns seed, step, statistics ("moving, momentum 0.9", ..., "exact", "of the batch") and
+        accuracy.
     """
     dataset = _dataset(base)
     order = training.batch_order(training.trained_on(dataset), base)[: max(looks)]
@@ -261,7 +262,7 @@ def moving_statistics(base, looks=(10, 30, 100, 300), momentums=(0.9, 0.99)):
             found["exact"] = accuracy([np.asarray(getattr(norm, name)) for name in names])
             found["of the batch"] = accuracy()
             rows += [{"step": number, "statistics": k, "accuracy": v} for k, v in found.items()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(seed=base.seed)
 
 
 # --- the loss along the way, and what goes into a deep unit ---------------------------------------------------------
