@@ -160,11 +160,13 @@ def test_the_drift_is_attributed_to_what_makes_it(repeated, unpaired, exact, mes
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float32", 2e-4), ("float64", 2e-12)])
 def test_one_call_beyond_round_off_fails(dtype, relative, recorded):
-    differences = pd.DataFrame({"dtype": ["float32", "float64"], "relative": [1e-6, 1e-14]})
-    assert "by round-off alone" in sameness.one_call_message("BN", differences)
+    table = pd.DataFrame(
+        {"quantity": ["y", "dx"], "float32": 1e-6, "float64": 1e-14, "own": 1, "TensorFlow's": 1}
+    )
+    assert "by round-off alone" in sameness.one_call_message("BN", table)
     assert all(recorded.values())
-    differences.loc[len(differences)] = {"dtype": dtype, "relative": relative}
-    assert "by more than round-off" in sameness.one_call_message("BN", differences)
+    table.loc[1, dtype] = relative
+    assert "by more than round-off" in sameness.one_call_message("BN", table)
     assert {name: name.endswith(dtype) for name in recorded} == {name: not h for name, h in recorded.items()}
 
 
@@ -297,10 +299,10 @@ def test_rounding_is_that_of_either_network_of_a_pair(monkeypatch):
     ],
 )
 def test_why_a_layer_is_less_exact_is_told(theirs, plain, reason):
-    errors = pd.DataFrame({"quantity": ["y", "dbeta"], "own": 4.0, "TensorFlow's": theirs})
-    told = sameness.summation_sentence(errors, plain)
+    table = pd.DataFrame({"quantity": ["y", "dbeta"], "own": 4.0, "TensorFlow's": theirs})
+    told = sameness.summation_sentence(table, plain)
     assert told.startswith("A gradient of β is the sum of 78,400 values.") and reason in told
-    assert "Without β" in sameness.summation_sentence(errors[:1], plain)
+    assert "Without β" in sameness.summation_sentence(table[:1], plain)
 
 
 def test_the_error_of_a_sum_grows_with_its_chain():
@@ -316,10 +318,11 @@ def test_the_error_of_a_sum_grows_with_its_chain():
     ],
 )
 def test_the_less_exact_layer_is_told(theirs, message):
-    errors = pd.DataFrame({"quantity": ["y", "dx"], "own": 1.0, "TensorFlow's": theirs})
-    assert message in sameness.exactness_message("BN", errors)
-    worse = sameness.exactness_message("BN", errors.assign(own=[1.0, 10.0], **{"TensorFlow's": [1.0, 0.0]}))
-    assert worse == "In float32 our BN is 20 times less exact than TensorFlow's in dx."
+    exact = {"float32": 1e-6, "float64": 1e-14}
+    table = pd.DataFrame({"quantity": ["y", "dx"], **exact, "own": 1.0, "TensorFlow's": theirs})
+    assert message in sameness.one_call_message("BN", table)
+    worse = sameness.one_call_message("BN", table.assign(own=[1.0, 10.0], **{"TensorFlow's": [1.0, 0.0]}))
+    assert worse.endswith(" In float32 our BN is 20 times less exact than TensorFlow's in dx.")
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,24 @@ def layer_errors(layers, shape=SHAPE, mean=0.0):
     return pd.DataFrame(table).rename_axis("quantity").reset_index()
 
 
+def one_call(candidate, reference, shape=SHAPE):
+    """One call of both layers, in float32 and in float64.
+
+    Args:
+        candidate, reference, shape: as in `layer_differences`.
+
+    Returns:
+        DataFrame with columns quantity; float32 and float64, the relative difference of the two layers in either; own
+        and TensorFlow's, of `layer_errors`.
+    """
+    errors = layer_errors({"own": candidate, "TensorFlow's": reference}, shape)
+    differences = {
+        dtype: layer_differences(candidate, reference, shape, dtype).set_index("quantity").relative
+        for dtype in ("float32", "float64")
+    }
+    return pd.DataFrame(differences).reset_index().merge(errors)
+
+
 def sum_error(shape=SHAPE, seed=2612):
     """How exact TensorFlow's own sum is in float32, of one value a channel and position: the error of the sums over all
     axes but the last, in units in the last place of the largest.

@@ -233,9 +233,9 @@ def same_verdicts(method, apart, drifts):
 ONE_CALL_TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
 
 
-def one_call_message(method, differences):
-    """The caption's first sentence of the table of one call; records its verdicts."""
-    largest = differences.groupby("dtype")["relative"].max()
+def one_call_message(method, table):
+    """The caption's first sentences of `equivalence.one_call`; records its verdicts."""
+    largest = table[list(ONE_CALL_TOLERANCE)].max()
     for dtype, tolerance in ONE_CALL_TOLERANCE.items():
         present.verdict(
             "V1",
@@ -245,14 +245,14 @@ def one_call_message(method, differences):
             tolerance,
             bool(largest[dtype] <= tolerance),
         )
-    if all(largest[dtype] <= tolerance for dtype, tolerance in ONE_CALL_TOLERANCE.items()):
-        return "One call of the two layers differs by round-off alone."
-    return "One call of the two layers differs by more than round-off."
+    same = all(largest[dtype] <= tolerance for dtype, tolerance in ONE_CALL_TOLERANCE.items())
+    told = f"One call of the two layers differs by {'round-off alone' if same else 'more than round-off'}."
+    return f"{told} {_exactness(method, table)}"
 
 
-def exactness_message(method, errors):
+def _exactness(method, table):
     """How exact the two layers are in float32: in each quantity, whose error is larger, and how many times."""
-    of = errors.set_index("quantity")[["own", "TensorFlow's"]]
+    of = table.set_index("quantity")[["own", "TensorFlow's"]]
     of = of.clip(lower=0.5)  # half a unit is as exact as can be
     times = of["TensorFlow's"] / of["own"]
     for quantity, value in times.items():
@@ -270,16 +270,16 @@ def exactness_message(method, errors):
     return f"In float32 {' and '.join(told)}."
 
 
-def summation_sentence(errors, plain):
+def summation_sentence(table, plain):
     """Whether TensorFlow's sums are why its BN is less exact: dbeta is one such sum, of dy, and nothing else.
 
     Args:
-        errors: of `equivalence.layer_errors`.
+        table: of `equivalence.one_call`.
         plain: of `equivalence.sum_error`.
     """
-    if "dbeta" not in set(errors.quantity):
+    if "dbeta" not in set(table.quantity):
         return "Without β, no gradient is a sum and nothing else."
-    own, theirs = errors.set_index("quantity").loc["dbeta", ["own", "TensorFlow's"]]
+    own, theirs = table.set_index("quantity").loc["dbeta", ["own", "TensorFlow's"]]
     told = (
         f"A gradient of β is the sum of {math.prod(SHAPE[:-1]):,} values. TensorFlow's sum of as many random ones, "
         f"without a layer, is wrong by {plain:.2g} units in the last place, its layer's by {theirs:.2g}, ours by "
