@@ -124,10 +124,7 @@ def verdict_summary(verdicts):
         lines += [f"* {title[0].upper()}{title[1:]}: {'; '.join(told)}."] if told else []
     if not lines:
         return ""
-    start = (
-        "```{=typst}\n#pagebreak(weak: true)\n```\n\n# All verdicts {.unnumbered}\n\n"
-        "Each follows from a rule that could have decided otherwise.\n\n"
-    )
+    start = "# All verdicts {.unnumbered}\n\nEach follows from a rule that could have decided otherwise.\n\n"
     return start + "\n".join(lines)
 
 
