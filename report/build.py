@@ -80,6 +80,7 @@ PARTS = ("notebooks", "report.html", "report.pdf", "results.json")  # of a repor
 INSERTED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 UNASKED_TAGS = {"explore", *INSERTED_TAGS}  # a notebook that ran once may be given, too
 KEPT = "Finished runs are kept: the next build goes on from there."
+LIKE = 3  # times as long as another, a build found as many runs kept
 
 
 def main(arguments=None):
@@ -170,7 +171,7 @@ def build(options):
 
 def stages(names, options):
     """A function that says which stage begins, and about how long the rest takes: by the seconds of the last such build
-    here, in proportion to what this one has taken so far."""
+    here, in proportion to what this one has taken so far; nothing, if the one trained what the other found kept."""
     last = {}
     with contextlib.suppress(OSError, ValueError, KeyError):  # there is none, or it is not whole
         built = json.loads((options.output / "results.json").read_text())["provenance"]
@@ -181,8 +182,9 @@ def stages(names, options):
     def tell(name):
         place, passed = names.index(name), time.time() - started
         done, left = (sum(expected[n] for n in part) for part in (names[:place], names[place:]))
-        left = left * passed / done if done else left if last else None
-        about = "" if left is None else f", about {tqdm.format_interval(left)} left"
+        pace = passed / done if done else 1.0
+        known = 1 / LIKE < pace < LIKE if last else done
+        about = f", about {tqdm.format_interval(left * pace)} left" if known else ""
         told = f"[{place + 1}/{len(names)}] {name}: {tqdm.format_interval(passed)} passed{about}"
         print(told, file=sys.stderr, flush=True)
 

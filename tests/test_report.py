@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib.pyplot as plt
@@ -691,6 +692,22 @@ def test_the_stages_and_the_time_left_are_told_in_lines(capsys, tmp_path):
     assert re.search(r"writing: \d\d:\d\d passed, about \d\d:\d\d left\n", told)
     make(tmp_path, WORDS)  # the last build tells from the start
     assert re.search(r"01_toy: 00:00 passed, about \d\d:\d\d left\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("passed", "told"), [(30, "about 02:30 left"), (300, "passed\n"), (1, "passed\n")])
+def test_a_build_that_trains_what_another_found_kept_does_not_guess(
+    passed, told, tmp_path, capsys, monkeypatch
+):
+    last = {"provenance": {"profile": "default", "seconds": {"01": 20, "02": 100, "all": 120}}}
+    (tmp_path / "results.json").write_text(json.dumps(last))
+    clock = [1_000.0]
+    monkeypatch.setattr(build, "time", types.SimpleNamespace(time=lambda: clock[0]))
+    tell = build.stages(["01", "02"], types.SimpleNamespace(output=tmp_path, profile="default"))
+    tell("01")
+    assert "about 02:00 left" in capsys.readouterr().err
+    clock[0] += passed
+    tell("02")
+    assert told in capsys.readouterr().err
 
 
 def test_a_notebook_saved_with_another_kernel_runs_in_this_environment(tmp_path):
