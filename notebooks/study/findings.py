@@ -315,8 +315,8 @@ def searched(plan):
     """Of how many seeds the accuracies of the map of rates are, in words."""
     if plan.seeds == 1:
         return "of one seed"
-    several = present.listed([present.short(method) for method in tuning.MAIN])
-    return f"mean of {plan.seeds} seeds for {several} and 'both', else of one"
+    several = present.listed([*map(present.short, tuning.MAIN), "'both'", "'as large'"])
+    return f"mean of {plan.seeds} seeds for {several}, else of one"
 
 
 def budget_message(frame):
