@@ -15,7 +15,7 @@ BUILT, PUBLISHED, README = HERE / "build", HERE / "published", HERE.parent / "RE
 FRONT = "fig-comparison"
 FOUND = (  # what is said in bold, and the sentences behind it
     ("One learning rate for all.", ("comparison.answer",)),
-    ("A learning rate for each.", ("comparison.tuned",)),
+    ("A learning rate for each.", ("comparison.tuned", "comparison.scale")),
     ("The size of the batch.", ("comparison.when",)),
     ("Our layers and TensorFlow's.", ("bn.same", "ln.same", "wn.same")),
     ("The drift seen in 2019.", ("bn.drift",)),
