@@ -80,7 +80,7 @@ PARTS = ("notebooks", "report.html", "report.pdf", "results.json")  # of a repor
 INSERTED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 UNASKED_TAGS = {"explore", *INSERTED_TAGS}  # a notebook that ran once may be given, too
 KEPT = "Finished runs are kept: the next build goes on from there."
-LIKE = 3  # times as long as another, a build found as many runs kept
+LIKE = 3  # up to so many times as long as another, a build has found as many runs kept
 
 
 def main(arguments=None):

@@ -158,9 +158,8 @@ def test_each_size_takes_the_best_of_its_rates_and_more_seeds_there(batches):
     assert list(cells.loc["DyT"].index) == [2]  # the others at the smallest size, with one seed
     assert cells.seeds["DyT", 2] == 1
     assert [len(each) for each in cells.each] == list(cells.seeds)
-    assert cells.losses["BN", 2] == pytest.approx(
-        [2.3 / 20] * 3, rel=0.01
-    )  # of the last tenth, falling from 2.3 to 0
+    # The last tenth of what falls from 2.3 to 0.
+    assert cells.losses["BN", 2] == pytest.approx([2.3 / 20] * 3, rel=0.01)
     assert cells["at the edge"].all()  # it is the highest
     assert not tuning.batch_sizes(BASE, PLAN, RATES)[0]["at the edge"].any()  # one rate has no edge
     assert len(runs["BN", 32]) == 6

@@ -7,8 +7,8 @@ import pandas as pd
 
 from study import explanations, findings, laws, network, present, statistics
 from study.findings import beside, compare, over_training, told, when_sentence
-from study.tuning import collapsed
-from study.wording import points, scientific, signed
+from study.tuning import collapsed, last_loss
+from study.wording import means_of, points, scientific, signed
 
 # Table 1 of Ba et al. (2016): whether BN's, LN's and WN's outputs stay the same.
 TABLE_1 = {
@@ -372,18 +372,13 @@ def literature(trained, depths, statistics_frame, conserved, rate_error, changes
     )
     run = arms["ghost BN"][0].run
     ghost, epochs = _ends(arms["ghost BN"], short["BN"]), run.steps * run.batch_size / images
-    training_loss = np.mean(
-        [
-            g.training_loss[-100:].mean() - b.training_loss[-100:].mean()
-            for g, b in zip(arms["ghost BN"], short["BN"], strict=True)
-        ]
-    )
+    of_ghost, of_bn = (np.mean([last_loss(h) for h in of]) for of in (arms["ghost BN"], short["BN"]))
     row(
         "dividing the batch regularizes",
         "@hoffer2017; @summers2020",
         "yes",
         f"statistics of quarters of the batch: {points(ghost)} points against BN, training loss "
-        f"{signed(training_loss)} nats, {epochs:.1f} epochs",
+        f"{signed(of_ghost - of_bn)} nats, {epochs:.1f} epochs",
         judge(ghost)
         if epochs > 1
         else "out of scope",  # no image was seen twice: there is nothing to regularize
@@ -478,7 +473,8 @@ def questions(trained, facts, shares, statistics_frame, conserved, cost, layers,
             if accuracy[first, quick] > accuracy[first, slow]
             else ""
         )
-        + (f" (means of {seeds} seeds)." if seeds > 1 else " (one seed)."),
+        + (means_of(seeds) or " (one seed)")
+        + ".",
         "[Figure](#fig-statistics)",
     )
     ask(

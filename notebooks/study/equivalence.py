@@ -171,19 +171,11 @@ def layer_differences(candidate, reference, shape=SHAPE, dtype="float32"):
 
     Returns:
         DataFrame with one row for each of the outputs in inference and training, dx, the parameters' gradients and the
-        moving statistics: `difference` is the largest absolute difference, `relative` the same in units of the largest
-        absolute value of the reference.
+        moving statistics: `relative` is the largest absolute difference in units of the largest absolute value of the
+        reference.
     """
     expected, found = calls([reference, candidate], shape, [dtype, dtype])
-    rows = []
-    for name, of_reference in expected.items():
-        difference, scale = (
-            float(np.max(np.abs(found[name] - of_reference))),
-            float(np.max(np.abs(of_reference))),
-        )
-        relative = difference / scale if scale else difference
-        rows.append({"quantity": name, "difference": difference, "relative": relative})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{"quantity": q, "relative": _relative(found[q], v)} for q, v in expected.items()])
 
 
 def layer_errors(layers, shape=SHAPE, mean=0.0):
@@ -213,20 +205,26 @@ def one_call(candidate, reference, shape=SHAPE):
         candidate, reference, shape: as in `layer_differences`.
 
     Returns:
-        DataFrame with columns quantity; float32 and float64, the relative difference of the two layers in either; own
-        and TensorFlow's, of `layer_errors`.
+        DataFrame with columns quantity; float32 and float64, the difference of the two layers in either, as in
+        `layer_differences`; own and TensorFlow's, the error of each in float32, as in `layer_errors`.
     """
-    errors = layer_errors({"own": candidate, "TensorFlow's": reference}, shape)
-    differences = {
-        dtype: layer_differences(candidate, reference, shape, dtype).set_index("quantity").relative
-        for dtype in ("float32", "float64")
-    }
-    return pd.DataFrame(differences).reset_index().merge(errors)
+    dtypes = ["float32", "float32", "float64", "float64"]
+    theirs, own, theirs_exact, own_exact = calls([reference, candidate] * 2, shape, dtypes)
+    return pd.DataFrame(
+        {
+            "quantity": q,
+            "float32": _relative(own[q], theirs[q]),
+            "float64": _relative(own_exact[q], theirs_exact[q]),
+            "own": _units(own[q], own_exact[q]),
+            "TensorFlow's": _units(theirs[q], theirs_exact[q]),
+        }
+        for q in theirs
+    )
 
 
 def sum_error(shape=SHAPE, seed=2612):
-    """How exact TensorFlow's own sum is in float32, of one value a channel and position: the error of the sums over all
-    axes but the last, in units in the last place of the largest.
+    """How exact TensorFlow's own sum is in float32: the error of the sums over all axes but the last, in units in the
+    last place of the largest.
 
     Args:
         shape: of what is summed, standard normal numbers.
@@ -235,6 +233,12 @@ def sum_error(shape=SHAPE, seed=2612):
     values = np.random.default_rng(seed).normal(size=shape).astype("float32")
     axes = tuple(range(len(shape) - 1))
     return _units(tf.reduce_sum(values, axes), values.sum(axes, dtype="float64"))
+
+
+def _relative(found, expected):
+    """The largest difference, in units of the largest value expected; of zeros, as it is."""
+    difference, scale = (float(np.max(np.abs(values))) for values in (found - expected, expected))
+    return difference / scale if scale else difference
 
 
 def _units(single, exact):

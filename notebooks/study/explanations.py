@@ -4,7 +4,7 @@
 import numpy as np
 
 from study import laws, present
-from study.wording import key_of, scientific
+from study.wording import key_of, means_of, scientific
 
 SECOND = 1e-6  # relative error of second derivatives that are right: what central differences leave open
 SMOOTHER = 0.8  # of a range of the loss without normalization: a smaller one is smoother
@@ -128,7 +128,7 @@ def statistics_message(frame):
         f"After {int(frame.step.min())} steps the same weights classify {100 * first[worst]:.0f} % of the test images "
         f"correctly with moving averages of {momentum} and {100 * first['exact']:.0f} % with exact statistics; after "
         f"{int(frame.step.max())}, {100 * last[worst]:.0f} % and {100 * last['exact']:.0f} %"
-        f"{f' (means of {seeds} seeds)' if seeds > 1 else ''}."
+        f"{means_of(seeds)}."
     )
 
 
@@ -166,10 +166,9 @@ def percentile_message(frame):
         several = [values.min(), values.max()] if len(values) > 1 else None
         present.number(f"sigmoid.{key_of(method)}.accuracy", values.mean(), several, "fraction", len(values))
     moved, last = ranges.mean(), 100 * last.mean()
-    seeds = f" (means of {len(ranges)} seeds)" if len(ranges) > 1 else ""
     return (
         f"The median input of a deep unit has a range of {moved['none']:.2f} without BN and {moved['BN']:.2f} with BN; "
-        f"the network ends at {last['none']:.0f} % and {last['BN']:.0f} %{seeds}."
+        f"the network ends at {last['none']:.0f} % and {last['BN']:.0f} %{means_of(len(ranges))}."
     )
 
 

@@ -231,6 +231,12 @@ def same_verdicts(method, apart, drifts):
 
 
 ONE_CALL_TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
+# How the table of one call is read, and the formats of its columns.
+ONE_CALL = (
+    "float32, float64: largest absolute difference of each quantity, as a fraction of its largest value. own, "
+    "TensorFlow's: each layer's largest error in float32, against itself in float64, in units in the last place.",
+    dict.fromkeys(ONE_CALL_TOLERANCE, "{:.1e}") | dict.fromkeys(["own", "TensorFlow's"], "{:.2g}"),
+)
 
 
 def one_call_message(method, table):

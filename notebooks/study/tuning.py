@@ -126,7 +126,8 @@ def _learnt(history):
     return GUESSING if history.diverged else float(history.accuracy[-1])
 
 
-def _last_loss(history):
+def last_loss(history):
+    """The mean of the training loss over the last updates, in nats."""
     return float(np.mean(history.training_loss[-max(1, round(LAST * history.run.steps)) :]))
 
 
@@ -280,7 +281,7 @@ def batch_sizes(base, plan, rates, jobs=0):
             "rate": histories[0].run.learning_rate,
             "accuracy": np.mean(each := [_learnt(h) for h in histories]),
             "each": each,
-            "losses": [_last_loss(h) for h in histories],
+            "losses": [last_loss(h) for h in histories],
             "at the edge": _at_edge(grids[method, size], best[method, size]),
             "steps": histories[0].run.steps,
             "seeds": len(histories),

@@ -54,6 +54,11 @@ def signed(value, digits=2):
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # and no −0
 
 
+def means_of(seeds):
+    """That numbers are means over several seeds, behind them."""
+    return f" (means of {seeds} seeds)" if seeds > 1 else ""
+
+
 def points(difference):
     """A difference of accuracies (mean, low, high, ...) in points."""
     mean, low, high = (signed(100 * value) for value in difference[:3])
